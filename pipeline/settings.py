@@ -82,7 +82,9 @@ class TablesSource(Closed):
 
     kind: Literal["tables"]
     interactions: TableFile = Field(description="Columns user, item; optional rating, timestamp, split, summary, text.")
-    items: TableFile | None = Field(None, description="Columns item; optional title, description, categories, brand, price.")
+    items: TableFile | None = Field(
+        None, description="Columns item; optional title, description, categories, brand, price."
+    )
     item_profiles: TableFile | None = Field(None, description="Columns item, profile.")
     user_profiles: TableFile | None = Field(None, description="Columns user, profile.")
     images: TableFile | None = Field(None, description="Columns item, vector (a list of floats; Parquet only).")
@@ -101,9 +103,7 @@ class DemoSource(Closed):
     seed: int = 7
 
 
-Source = Annotated[
-    AmazonSource | YelpSource | RlmrecSource | TablesSource | DemoSource, Field(discriminator="kind")
-]
+Source = Annotated[AmazonSource | YelpSource | RlmrecSource | TablesSource | DemoSource, Field(discriminator="kind")]
 
 
 class RawSettings(Closed):
@@ -163,7 +163,9 @@ class EmbeddingSettings(Closed):
     max_tokens: int = Field(256, ge=8, description="Longer texts are cut by the encoder.")
     batch_size: int = Field(64, ge=1)
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
-    dimensions: int = Field(128, ge=2, description="Size of an LSA vector (sentence-transformers models set their own).")
+    dimensions: int = Field(
+        128, ge=2, description="Size of an LSA vector (sentence-transformers models set their own)."
+    )
 
 
 # -------------------------------------------------------------------------------------------------- graphs
@@ -185,10 +187,16 @@ class SubspaceSettings(Closed):
 class FusionSettings(Closed):
     """The semantic graph (eq. 6) and its ablations."""
 
-    operator: Literal["union", "intersection"] = Field("union", description="How C and G meet; as printed: intersection.")
-    modality_operator: Literal["union", "intersection"] = Field("union", description="How the visual and text graphs meet.")
+    operator: Literal["union", "intersection"] = Field(
+        "union", description="How C and G meet; as printed: intersection."
+    )
+    modality_operator: Literal["union", "intersection"] = Field(
+        "union", description="How the visual and text graphs meet."
+    )
     symmetric: bool = Field(False, description="Take max(G, G^T).")
-    graphs: Literal["both", "subspace", "similarity"] = Field("both", description="`similarity` is w/o SAG, `subspace` w/o FSG.")
+    graphs: Literal["both", "subspace", "similarity"] = Field(
+        "both", description="`similarity` is w/o SAG, `subspace` w/o FSG."
+    )
     blocks: Literal["all", "inter", "intra"] = Field("all", description="`intra` is w/o inter, `inter` is w/o intra.")
 
 

@@ -1,0 +1,110 @@
+"""Parquet on disk for the three things that travel between stages: tables, embeddings, graphs.
+
+A table keeps its columns. An embedding matrix is one `fixed_size_list<float32>` column. A graph is an edge list
+(`row`, `column`), its shape in the file's metadata. Every write goes to a temporary name in the same folder and is
+renamed, so a file that exists is whole.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.sparse import csr_array
+
+SHAPE = b"scale.shape"
+COMPRESSION = "zstd"
+
+
+class StoredFileError(ValueError):
+    """A stage's file that is damaged or not of the kind asked for; the message names it and says what to do."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` on success, delete it on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(table: pl.DataFrame | pa.Table, path: Path) -> None:
+    """Write a table."""
+    arrow = table if isinstance(table, pa.Table) else table.to_arrow(compat_level=pl.CompatLevel.oldest())
+    with atomic_path(path) as temporary:
+        pq.write_table(arrow, temporary, compression=COMPRESSION)
+
+
+def write_array(vectors: np.ndarray, path: Path) -> None:
+    """Write an (n, d) float32 matrix; (0, 0) stands for "no such modality"."""
+    if vectors.ndim != 2 or vectors.dtype != np.float32:
+        raise ValueError(f"expected a 2-d float32 matrix, got {vectors.dtype} of shape {vectors.shape}")
+    width = max(vectors.shape[1], 1)  # Arrow has no lists of size 0
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), width)
+    write_table(_with_shape(pa.table({"vector": values}), vectors.shape), path)
+
+
+def write_graph(graph: csr_array, path: Path) -> None:
+    """Write a binary graph as its edges, sorted by row, then column."""
+    graph = graph.tocsr()
+    graph.sort_indices()
+    rows = np.repeat(np.arange(graph.shape[0], dtype=np.int32), np.diff(graph.indptr))
+    columns = pa.table({"row": rows, "column": graph.indices.astype(np.int32)})
+    write_table(_with_shape(columns, graph.shape), path)
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a table."""
+    return pl.from_arrow(_read(path))  # type: ignore[return-value]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read an (n, d) float32 matrix."""
+    table = _read(path)
+    values = table.column("vector").combine_chunks().flatten() if len(table) else pa.array([], pa.float32())
+    return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(_shape(table, path))
+
+
+def read_graph(path: Path) -> csr_array:
+    """Read a binary graph: data 1.0 (float32), int32 indices, sorted."""
+    table = _read(path)
+    shape = _shape(table, path)
+    rows, columns = (table.column(name).to_numpy() for name in ("row", "column"))
+    pointers = np.zeros(shape[0] + 1, dtype=np.int32 if len(rows) < 2**31 else np.int64)
+    np.cumsum(np.bincount(rows, minlength=shape[0]), out=pointers[1:])
+    return csr_array((np.ones(len(rows), dtype=np.float32), columns, pointers), shape=shape)
+
+
+def _with_shape(table: pa.Table, shape: tuple[int, ...]) -> pa.Table:
+    return table.replace_schema_metadata({SHAPE: json.dumps(list(shape)).encode()})
+
+
+def _shape(table: pa.Table, path: Path) -> tuple[int, int]:
+    metadata = table.schema.metadata or {}
+    if SHAPE not in metadata:
+        raise StoredFileError(f"{path}: holds a plain table, not an embedding matrix or a graph")
+    rows, columns = json.loads(metadata[SHAPE])
+    return rows, columns
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise StoredFileError(
+            f"{path}: cannot be read as Parquet ({error}); delete it and run its stage again"
+        ) from error
