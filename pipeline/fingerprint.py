@@ -24,7 +24,7 @@ LENGTH = 16  # bytes of a digest: a collision among 10^9 contents has odds below
 BATCH_ROWS = 65_536
 
 
-def _hasher(*parts: object) -> "hashlib._Hash":
+def _hasher(*parts: object) -> hashlib.blake2b:
     hasher = hashlib.blake2b(digest_size=LENGTH)
     for part in parts:
         hasher.update(str(part).encode() + b"\0")
@@ -42,20 +42,20 @@ class _Column:
 
     def update(self, array: pa.Array) -> None:
         values, lengths, validity = self.hashers
-        validity.update(np.asarray(pc.is_valid(array)).view(np.uint8))
+        validity.update(_bytes(np.asarray(pc.is_valid(array))))
         if self.child is not None:
-            lengths.update(_int64(pc.list_value_length(array)))
+            lengths.update(_bytes(_int64(pc.list_value_length(array))))
             self.child.update(array.flatten())
         elif _is_string(array.type):
             binary = pc.fill_null(array.cast(pa.large_binary()), b"")
-            lengths.update(_int64(pc.binary_length(binary)))
+            lengths.update(_bytes(_int64(pc.binary_length(binary))))
             offsets = np.frombuffer(binary.buffers()[1], np.int64)[binary.offset : binary.offset + len(binary) + 1]
             if len(binary) and binary.buffers()[2] is not None:
                 values.update(memoryview(binary.buffers()[2])[offsets[0] : offsets[-1]])
         else:
             # A null's value slot is undefined: make it 0.
             filled = pc.fill_null(array, False if pa.types.is_boolean(array.type) else 0)
-            values.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)))
+            values.update(_bytes(filled.to_numpy(zero_copy_only=False)))
 
     def digest(self) -> bytes:
         own = b"".join(hasher.digest() for hasher in self.hashers)
@@ -71,7 +71,11 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def _int64(array: pa.Array) -> np.ndarray:
-    return np.ascontiguousarray(pc.fill_null(array, -1).cast(pa.int64()).to_numpy(zero_copy_only=False))
+    return pc.fill_null(array, -1).cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).data
 
 
 def _batches_version(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> str:
@@ -100,7 +104,7 @@ def file_version(path: Path) -> str:
 def array_version(array: np.ndarray) -> str:
     """Hash of an array's dtype, shape and values."""
     hasher = _hasher("array", array.dtype, array.shape)
-    hasher.update(np.ascontiguousarray(array))
+    hasher.update(_bytes(array))
     return hasher.hexdigest()
 
 
@@ -109,7 +113,7 @@ def graph_version(graph: csr_array) -> str:
     graph.sort_indices()
     hasher = _hasher("graph", graph.shape)
     for part in (graph.indptr.astype(np.int64), graph.indices.astype(np.int64)):
-        hasher.update(part)
+        hasher.update(_bytes(part))
     return hasher.hexdigest()
 
 
@@ -133,12 +137,8 @@ def code_version(*modules: ModuleType | Path) -> str:
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
     return tree

@@ -105,6 +105,5 @@ def _read(path: Path) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise StoredFileError(
-            f"{path}: cannot be read as Parquet ({error}); delete it and run its stage again"
-        ) from error
+        message = f"{path}: cannot be read as Parquet ({error}); delete it and run its stage again"
+        raise StoredFileError(message) from error
