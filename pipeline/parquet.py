@@ -7,7 +7,7 @@ renamed, so a file that exists is whole.
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,16 +28,30 @@ class StoredFileError(ValueError):
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` on success, delete it on failure."""
+    """Give a temporary path beside `path`; rename it to `path` on success, delete it on failure.
+
+    What a killed process left behind for the same `path` is deleted first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        if not _is_running(int(leftover.suffixes[-2][1:])):
+            leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_table(table: pl.DataFrame | pa.Table, path: Path) -> None:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
         interrupted()
     assert [file.name for file in tmp_path.iterdir()] == ["table.parquet"]
     assert parquet.read_table(path)["a"].to_list() == [1]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead, alive = (tmp_path / f".table.parquet.x.{pid}.tmp" for pid in (process.pid, os.getpid()))
+    dead.touch()
+    alive.touch()
+    parquet.write_table(pl.DataFrame({"a": [1]}), tmp_path / "table.parquet")
+    assert (dead.exists(), alive.exists()) == (False, True)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path):
