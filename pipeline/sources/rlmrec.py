@@ -1,0 +1,100 @@
+"""Datasets as published with RLMRec: split matrices and written profiles, in a folder or a zip archive."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pipeline.settings import RlmrecSource
+from pipeline.sources import Progress, SourceError
+from pipeline.sources.download import fetch
+from pipeline.sources.fields import text
+from pipeline.sources.pickles import load_pickle
+from pipeline.sources.writer import RawWriter
+
+MATRICES = {"train": "trn_mat.pkl", "valid": "val_mat.pkl", "test": "tst_mat.pkl"}
+PROFILES = {"user": "usr_prf.pkl", "item": "itm_prf.pkl"}
+
+Load = Callable[[str], Any]
+
+
+def read(source: RlmrecSource, writer: RawWriter, downloads: Path, progress: Progress | None = None) -> None:
+    """Read a published dataset into `reviews` (with its split) and `profiles`; raw ids are the matrices' indices.
+
+    The archive is read in place, member by member: nothing is unpacked.
+    """
+    path = fetch(source.folder, downloads, progress)
+    if path.is_dir():
+        folder = path / source.member if source.member else path
+        _read(lambda name: _load_file(folder / name), writer, progress)
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{path}: neither a folder nor a zip archive ({error})") from error
+    with archive:
+        _read(lambda name: _load_member(archive, path, source.member, name), writer, progress)
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; the folder must hold {', '.join(_names())}")
+    with path.open("rb") as file:
+        return load_pickle(file, str(path))
+
+
+def _load_member(archive: zipfile.ZipFile, path: Path, folder: str | None, name: str) -> Any:
+    member = str(PurePosixPath(folder or ".") / name)
+    if member not in archive.namelist():
+        folders = sorted({str(PurePosixPath(entry).parent) for entry in archive.namelist() if entry.endswith(name)})
+        raise SourceError(
+            f"{path}: no {member} in the archive; set source.member to one of its datasets: "
+            f"{', '.join(folders) or 'there is none'}"
+        )
+    with archive.open(member) as file:
+        return load_pickle(file, f"{path}:{member}")
+
+
+def _names() -> list[str]:
+    return [*MATRICES.values(), *PROFILES.values()]
+
+
+def _read(load: Load, writer: RawWriter, progress: Progress | None) -> None:
+    done, names = 0, _names()
+    for split, name in MATRICES.items():
+        _read_matrix(load(name), split, name, writer)
+        done = _report(progress, done, len(names))
+    for kind, name in PROFILES.items():
+        _read_profiles(load(name), kind, name, writer)
+        done = _report(progress, done, len(names))
+
+
+def _report(progress: Progress | None, done: int, total: int) -> int:
+    if progress is not None:
+        progress(done + 1, total)
+    return done + 1
+
+
+def _read_matrix(matrix: Any, split: str, name: str, writer: RawWriter) -> None:
+    if not hasattr(matrix, "tocoo"):
+        raise SourceError(f"{name}: expected a scipy sparse matrix, found {type(matrix).__name__}")
+    pairs = matrix.tocoo()
+    held = np.flatnonzero(pairs.data)
+    users, items = pairs.row[held].tolist(), pairs.col[held].tolist()
+    writer.count(name, len(users))
+    for user, item in zip(users, items, strict=True):
+        writer.add("reviews", (str(user), str(item), None, None, None, None, split))
+
+
+def _read_profiles(profiles: Any, kind: str, name: str, writer: RawWriter) -> None:
+    if not isinstance(profiles, dict):
+        raise SourceError(f"{name}: expected a dictionary of profiles, found {type(profiles).__name__}")
+    for line, (key, value) in enumerate(profiles.items(), start=1):
+        writer.count(name)
+        profile = text(value.get("profile") if isinstance(value, dict) else value)
+        if profile is None:
+            writer.reject(name, line, "no profile", f"{key}: {value}")
+        else:
+            writer.add("profiles", (kind, str(key), profile))
