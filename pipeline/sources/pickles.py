@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from pipeline.sources import SourceError
 
@@ -47,7 +47,7 @@ class MatrixUnpickler(pickle.Unpickler):
         )
 
 
-def load_pickle(file: BinaryIO, where: str) -> Any:
+def load_pickle(file: IO[bytes], where: str) -> Any:
     """Read a pickle of matrices and plain containers.
 
     Raises

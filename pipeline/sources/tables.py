@@ -100,7 +100,7 @@ def _take(table: _Table, target: str, convert: Convert) -> None:
             table.writer.reject(file, line, str(error), str(values))
             continue
         if target != "reviews":
-            key = values[table.columns[0]]
+            key = row[1] if target == "profiles" else row[0]
             if key in seen:
                 table.writer.set_aside(file, line, f"second row of one {table.columns[0]}", str(values))
                 continue
@@ -189,7 +189,7 @@ def _csv_rows(table: _Table, delimiter: str) -> Iterator[tuple[int, Values]]:
 
 
 def _csv_fields(table: _Table, reader: Any, delimiter: str) -> Iterator[tuple[int, Values]]:
-    header = next(reader, [])
+    header: list[str] = next(reader, [])
     names = table.names(header)
     places = {ours: header.index(theirs) for ours, theirs in names.items()}
     for fields in _filled(reader):

@@ -1,0 +1,251 @@
+"""From raw reviews to contiguous ids, a k-core, a split, and the histories that profiles may show."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from pipeline.settings import InteractionSettings
+
+SPLITS = ("train", "valid", "test")  # the codes of a split are its places here
+ITEM_FIELDS = ("title", "description", "categories", "brand", "price")
+FEW = 10  # a user with fewer interactions gives one to validation and one to test
+HELD_OUT_SHARE = 0.2
+
+
+class InteractionError(ValueError):
+    """Reviews that give no usable interactions; the message says which setting to change."""
+
+
+@dataclass(frozen=True)
+class InteractionTables:
+    """The interactions stage's result; ids are contiguous from 0, in the order of the raw ids.
+
+    Attributes
+    ----------
+    users
+        user i32, raw_id str.
+    items
+        item i32, raw_id str, title, description, categories, brand, price.
+    interactions
+        user i32, item i32, split str, timestamp i64; one row per pair, sorted by (user, item).
+    counts
+        What came in, what was left out and why, and what is left.
+    """
+
+    users: pl.DataFrame
+    items: pl.DataFrame
+    interactions: pl.DataFrame
+    counts: Mapping[str, int]
+
+
+def build_interactions(reviews: pl.LazyFrame, items: pl.LazyFrame, settings: InteractionSettings) -> InteractionTables:
+    """Collapse, filter, number and split the interactions (ALGORITHM 1).
+
+    Several reviews of one pair collapse to the newest (of equally new ones, the last in the file). Then ratings below
+    `min_rating`, and missing ones if it is set, are left out, and the k-core is taken. A user whose training part is
+    empty loses the held-out rows, for such a user cannot be evaluated; the user and the items keep their ids, so ids
+    do not depend on the split.
+
+    Parameters
+    ----------
+    reviews, items
+        The raw tables. Items without a row in `items` get null fields and are counted.
+
+    Raises
+    ------
+    InteractionError
+        Nothing is left, or a given split is missing or unknown somewhere.
+    """
+    pairs, counts = _newest(reviews, settings)
+    if settings.min_rating is not None:
+        rated = pl.col("rating") >= settings.min_rating
+        kept = pairs.filter(rated.fill_null(False))
+        counts["below_min_rating"] = pairs.height - kept.height
+        pairs = kept
+    core = k_core(pairs["user"].to_numpy(), pairs["item"].to_numpy(), settings.core)
+    counts["outside_core"] = int((~core).sum())
+    pairs = pairs.filter(core)
+    if pairs.is_empty():
+        raise InteractionError(
+            f"no interactions are left of {counts['reviews']} reviews ({counts['pairs']} pairs): lower "
+            f"interactions.core (now {settings.core}) or interactions.min_rating (now {settings.min_rating})"
+        )
+    users, user_codes = _contiguous(_identifiers(reviews, "user"), pairs["user"], "user")
+    item_ids, item_codes = _contiguous(_identifiers(reviews, "item"), pairs["item"], "item")
+    pairs = pairs.with_columns(user_codes, item_codes).sort("user", "item")
+    if settings.split == "random":
+        rng = np.random.default_rng(settings.seed)
+        pairs = pairs.with_columns(split=random_split(pairs["user"].to_numpy(), rng))
+    pairs = _evaluable(pairs, counts)
+    table = _with_metadata(item_ids, items, counts)
+    counts |= {"users": users.height, "items": table.height, "interactions": pairs.height}
+    counts |= {name: int((pairs["split"] == code).sum()) for code, name in enumerate(SPLITS)}
+    names = pl.col("split").replace_strict(dict(enumerate(SPLITS)), return_dtype=pl.String)
+    return InteractionTables(users, table, pairs.select("user", "item", names, "timestamp"), counts)
+
+
+def k_core(users: np.ndarray, items: np.ndarray, core: int) -> np.ndarray:
+    """Which pairs belong to the largest part in which every user and item has at least `core` pairs.
+
+    Parameters
+    ----------
+    users, items
+        Non-negative integer codes, (n,), each pair once.
+
+    Returns
+    -------
+    Mask, bool (n,).
+    """
+    kept = np.arange(users.size)
+    while kept.size:
+        frequent_users = np.bincount(users[kept]) >= core
+        frequent_items = np.bincount(items[kept]) >= core
+        good = frequent_users[users[kept]] & frequent_items[items[kept]]
+        if good.all():
+            break
+        kept = kept[good]
+    mask = np.zeros(users.size, dtype=bool)
+    mask[kept] = True
+    return mask
+
+
+def random_split(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Split code of each pair, drawn per user.
+
+    Of fewer than 10 interactions, one goes to validation and one to test; of more, `int(0.2 n)` are held out, the
+    first half (rounded down) for validation. A user keeps at least one for training: two give a test one, and one
+    stays where it is.
+
+    Parameters
+    ----------
+    users
+        User of each pair, (n,), ascending.
+
+    Returns
+    -------
+    Places in `SPLITS`, int8 (n,).
+    """
+    order = np.lexsort((rng.random(users.size), users))
+    sizes = np.bincount(users)  # (M,)
+    held_out = np.where(sizes < FEW, np.minimum(2, np.maximum(sizes - 1, 0)), (HELD_OUT_SHARE * sizes).astype(np.int64))
+    valid = held_out // 2
+    # Place of each pair among its user's, in the drawn order.
+    place = np.arange(users.size) - (np.cumsum(sizes) - sizes)[users]
+    split = np.zeros(users.size, dtype=np.int8)
+    split[order] = np.where(place < valid[users], 1, np.where(place < held_out[users], 2, 0))
+    return split
+
+
+def user_histories(
+    reviews: pl.LazyFrame,
+    tables: InteractionTables,
+    settings: InteractionSettings,
+    history: Literal["train", "all"] = "train",
+) -> pl.LazyFrame:
+    """What a user's profile may show: the user's own reviews, newest first.
+
+    With `train` only pairs of the training split are there, so no held-out pair and no word of its review can reach
+    a profile. A pair with several reviews shows the one that the interactions stage kept. Only row numbers are held
+    in memory here; the texts are read when the result is collected or written to a file.
+
+    Returns
+    -------
+    user i32, item i32, timestamp i64, summary str, text str; by user, then newest first (a missing time is the
+    oldest, equal times go by item).
+    """
+    shown = tables.interactions.filter(pl.col("split") == "train") if history == "train" else tables.interactions
+    raw = shown.select("user", "item", "timestamp").with_columns(
+        raw_user=tables.users["raw_id"].gather(shown["user"]), raw_item=tables.items["raw_id"].gather(shown["item"])
+    )
+    pairs, _ = _newest(reviews, settings)
+    coded = raw.lazy().with_columns(
+        raw_user=_coded("raw_user", _identifiers(reviews, "user")),
+        raw_item=_coded("raw_item", _identifiers(reviews, "item")),
+    )
+    rows = coded.join(pairs.lazy(), left_on=["raw_user", "raw_item"], right_on=["user", "item"]).select(
+        "row", "user", "item", "timestamp"
+    )
+    return (
+        reviews.select("summary", "text")
+        .with_row_index("row")
+        .join(rows, on="row")
+        .sort("user", "timestamp", "item", descending=[False, True, False], nulls_last=True)
+        .select("user", "item", "timestamp", "summary", "text")
+    )
+
+
+def _newest(reviews: pl.LazyFrame, settings: InteractionSettings) -> tuple[pl.DataFrame, dict[str, int]]:
+    """One row per pair: codes of user and item, rating, timestamp, split code, row number of the review kept.
+
+    Of a pair that a given split names twice, the training row goes before the others, and validation before test:
+    nothing is evaluated that was trained on.
+    """
+    given = settings.split == "given"
+    splits = pl.col("split").replace_strict({name: code for code, name in enumerate(SPLITS)}, default=None)
+    rows = (
+        reviews.select("user", "item", "rating", "timestamp", splits.cast(pl.Int8) if given else pl.lit(0, pl.Int8))
+        .with_row_index("row")
+        .with_columns(_coded("user", _identifiers(reviews, "user")), _coded("item", _identifiers(reviews, "item")))
+        .rename({} if given else {"literal": "split"})
+        .collect(engine="streaming")
+    )
+    if given and rows["split"].null_count():
+        raise InteractionError(_missing_split(reviews, rows["split"].null_count()))
+    keys = ["user", "item"]
+    rows = rows.sort(*keys, "split", "timestamp", "row", descending=[False, False, False, True, True], nulls_last=True)
+    pairs = rows.unique(keys, keep="first", maintain_order=True)
+    counts = {"reviews": rows.height, "pairs": pairs.height, "repeated_reviews": rows.height - pairs.height}
+    if given:
+        counts["pairs_in_two_splits"] = rows.unique([*keys, "split"]).height - pairs.height
+    return pairs, counts
+
+
+def _missing_split(reviews: pl.LazyFrame, count: int) -> str:
+    first = reviews.filter(~pl.col("split").is_in(SPLITS).fill_null(False)).head(1).collect().row(0, named=True)
+    return (
+        f"interactions.split is `given`, but {count} reviews have no split of {', '.join(SPLITS)}; the first is user "
+        f"{first['user']!r}, item {first['item']!r}, split {first['split']!r}. Fill the source's split column, or set "
+        "interactions.split to random"
+    )
+
+
+def _identifiers(reviews: pl.LazyFrame, column: str) -> pl.Series:
+    """Raw ids that occur, sorted."""
+    return reviews.select(pl.col(column).unique().sort()).collect(engine="streaming").to_series()
+
+
+def _coded(column: str, identifiers: pl.Series) -> pl.Expr:
+    """Place of each raw id in the sorted ids, as an integer."""
+    return pl.col(column).cast(pl.Enum(identifiers)).to_physical().cast(pl.Int64)
+
+
+def _contiguous(identifiers: pl.Series, codes: pl.Series, name: str) -> tuple[pl.DataFrame, pl.Series]:
+    """Table of the ids that `codes` still uses, and the codes renumbered without gaps, in the same order."""
+    used, renumbered = np.unique(codes.to_numpy(), return_inverse=True)
+    table = pl.DataFrame({name: np.arange(used.size, dtype=np.int32), "raw_id": identifiers.gather(used)})
+    return table, pl.Series(name, renumbered.astype(np.int32))
+
+
+def _evaluable(pairs: pl.DataFrame, counts: dict[str, int]) -> pl.DataFrame:
+    """Pairs without the held-out rows of users who have no training interaction."""
+    trained = (pl.col("split") == 0).any().over("user")
+    kept = pairs.filter(trained)
+    counts["users_without_training"] = pairs["user"].n_unique() - kept["user"].n_unique()
+    counts["held_out_without_training"] = pairs.height - kept.height
+    return kept
+
+
+def _with_metadata(item_ids: pl.DataFrame, items: pl.LazyFrame, counts: dict[str, int]) -> pl.DataFrame:
+    known = items.select(pl.col("item").alias("raw_id"), *ITEM_FIELDS).unique(
+        "raw_id", keep="first", maintain_order=True
+    )
+    joined = (
+        item_ids.lazy()
+        .join(known.with_columns(pl.lit(True).alias("known")), on="raw_id", how="left", maintain_order="left")
+        .collect(engine="streaming")
+    )
+    counts["items_without_metadata"] = joined["known"].null_count()
+    return joined.drop("known")
