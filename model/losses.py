@@ -1,0 +1,92 @@
+"""Losses as means over their targets, so that a weight does not depend on the batch size."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rows of the similarity matrix that are worked on at a time: 256 x 2048 floats stay in cache.
+BLOCK = 256
+
+
+def bpr(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
+    """Mean of -log sigmoid(positive - negative) over triplets (eq. 12), in its overflow-free softplus form."""
+    return F.softplus(negative_scores - positive_scores).mean()
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows (..., d) divided by their length. A zero row stays zero, and its gradient finite."""
+    length = rows.norm(dim=-1, keepdim=True)
+    return rows / torch.where(length > 0, length, 1.0)
+
+
+def infonce(anchors: Tensor, views: Tensor, temperature: float) -> Tensor:
+    """Cosine InfoNCE between two views of the same targets (eq. 8), a mean over targets.
+
+    Parameters
+    ----------
+    anchors, views
+        Shape (n, d); row t of both belongs to target t, and every row of `views` is a candidate for every anchor.
+        A zero row has cosine 0 with everything.
+    temperature
+        τ_s > 0.
+    """
+    loss: Tensor = _InfoNCE.apply(unit_rows(anchors), unit_rows(views), temperature)
+    return loss
+
+
+def relation_contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Cosine contrast of one related against |V| unrelated entities per target (eq. 10), a mean over targets.
+
+    Parameters
+    ----------
+    anchors, positives
+        Shape (n, d).
+    negatives
+        Shape (n, |V|, d).
+    temperature
+        τ_r > 0.
+    """
+    anchors = unit_rows(anchors)
+    positive = (anchors * unit_rows(positives)).sum(1, keepdim=True)  # (n, 1)
+    negative = (anchors[:, None] * unit_rows(negatives)).sum(2)  # (n, |V|)
+    # -log(e^p / (e^p + sum e^v)) = log(1 + sum e^(v - p))
+    difference = (negative - positive) / temperature
+    return torch.logaddexp(torch.logsumexp(difference, dim=1), difference.new_zeros(())).mean()
+
+
+def embedding_l2(*embeddings: Tensor) -> Tensor:
+    """Half the squared norm of a triplet's embeddings, a mean over triplets; each argument has shape (B, d)."""
+    return sum((part.square().sum() for part in embeddings), embeddings[0].new_zeros(())) / (2 * len(embeddings[0]))
+
+
+class _InfoNCE(torch.autograd.Function):
+    """InfoNCE on unit rows. The gradient is made in the forward pass, block by block, so that the (n, n)
+    similarity matrix never leaves the cache: with P the row softmax, dA = (P V - V) / (n τ), dV = (P^T A - A) / (n τ).
+    """
+
+    @staticmethod
+    def forward(context: Any, anchors: Tensor, views: Tensor, temperature: float) -> Tensor:
+        count = len(anchors)
+        total = anchors.new_zeros(())
+        anchor_gradient, view_gradient = -views, -anchors
+        for start in range(0, count, BLOCK):
+            block = anchors[start : start + BLOCK]
+            logits = (block @ views.T).div_(temperature)  # (b, n)
+            positive = logits.diagonal(start).sum()
+            largest = logits.amax(1, keepdim=True)
+            weights = logits.sub_(largest).exp_()
+            normaliser = weights.sum(1, keepdim=True)
+            total += (largest + normaliser.log()).sum() - positive
+            anchor_gradient[start : start + BLOCK] += (weights @ views) / normaliser
+            view_gradient.addmm_(weights.T, block / normaliser)
+        context.save_for_backward(anchor_gradient, view_gradient)
+        context.scale = 1 / (count * temperature)
+        return total / count
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        anchor_gradient, view_gradient = context.saved_tensors
+        scale = gradients[0] * context.scale
+        return anchor_gradient * scale, view_gradient * scale, None

@@ -1,0 +1,53 @@
+"""Every model by name; importing this module imports no model."""
+
+import difflib
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.base import Recommender
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """Where a model lives and what it reads.
+
+    Parameters
+    ----------
+    path
+        `"module:Class"`.
+    needs
+        The class's `needs`, repeated here so that asset definitions need no torch.
+    title
+        How reports call it.
+    """
+
+    path: str
+    needs: frozenset[str]
+    title: str
+
+
+INTERACTIONS = frozenset({"interactions"})
+
+MODELS: dict[str, ModelEntry] = {
+    "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
+    "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
+    "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
+}
+
+
+def entry(name: str) -> ModelEntry:
+    """The entry of a model; an unknown name is a `KeyError` with the nearest known one."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name.lower(), MODELS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(MODELS))}"
+        raise KeyError(f"unknown model {name!r}; {hint}")
+    return MODELS[name]
+
+
+def load(name: str) -> type["Recommender"]:
+    """Import a model's class."""
+    module, _, attribute = entry(name).path.partition(":")
+    loaded: type[Recommender] = getattr(import_module(module), attribute)
+    return loaded

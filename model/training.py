@@ -1,0 +1,299 @@
+"""Training with early stopping; the test split is read once, at the end, with the best epoch's weights."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.base import Batch, DataError, RecData, Recommender
+from model.checkpoint import Checkpoint, load_checkpoint, pack, save_checkpoint, unpack
+from model.config import TrainingConfig
+from model.metrics import Evaluation, evaluate
+from model.sampling import TripletSampler
+
+logger = logging.getLogger(__name__)
+
+# Epochs after which a loss that has not changed at all is taken for a broken model.
+SETTLING_EPOCHS = 3
+# Settings that change how long a run takes or how far it goes, but no epoch's result.
+WITHOUT_EFFECT = {"epochs", "threads", "checkpoint_every"}
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot give a result; the message says where it broke and what to try."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Parameters
+    ----------
+    epoch
+        Counted from 1.
+    losses
+        Mean over steps of every loss term, and of their sum as `total`.
+    validation
+        Metric name -> mean over users; None in an epoch without evaluation.
+    seconds, evaluation_seconds
+        Wall time of the training steps, and of the evaluation.
+    """
+
+    epoch: int
+    losses: dict[str, float]
+    validation: dict[str, float] | None
+    seconds: float
+    evaluation_seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The best epoch of a run; the model that was trained holds its weights.
+
+    Parameters
+    ----------
+    history
+        Every epoch, in order.
+    best_epoch
+        The epoch with the best validation metric, the earliest of equals.
+    stopped_by
+        `patience`, or `epochs` when the limit came first.
+    validation
+        Validation metrics of the best epoch.
+    test
+        Test metrics of the best epoch, per user.
+    user_embeddings, item_embeddings
+        Shapes (M, d) and (N, d), float32.
+    """
+
+    history: list[EpochRecord]
+    best_epoch: int
+    stopped_by: Literal["patience", "epochs"]
+    validation: dict[str, float]
+    test: Evaluation
+    user_embeddings: np.ndarray
+    item_embeddings: np.ndarray
+
+
+def train(
+    model: Recommender,
+    data: RecData,
+    config: TrainingConfig,
+    *,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+) -> TrainingResult:
+    """Train until validation stops improving (ALGORITHM 8), then measure the test split once.
+
+    Parameters
+    ----------
+    model
+        Freshly built on `data`; it is moved to the device and left there with the best weights.
+    on_epoch
+        Called for every epoch in order, those restored from a checkpoint included.
+    checkpoint
+        File to write to while training and to go on from; it is removed when the run is complete. A run that is
+        stopped and started again gives the very result of one that was not.
+    fingerprint
+        Names the data and code behind the run; settings are added to it here. A checkpoint with another one is
+        not used.
+
+    Raises
+    ------
+    DataError
+        When a split is empty.
+    TrainingError
+        When a loss is not finite, or has not moved after the first epochs.
+    """
+    for split in ("valid", "test"):
+        if getattr(data, split).nnz == 0:
+            raise DataError(f"dataset {data.name}: {split} has no interactions, and training needs them")
+    with _threads(config.threads):
+        run = _Run(model, data, config, checkpoint, fingerprint)
+        run.restore()
+        for record in run.history:
+            if on_epoch:
+                on_epoch(record)
+        while not run.finished:
+            record = run.epoch()
+            if checkpoint and (record.epoch % config.checkpoint_every == 0 or run.finished):
+                run.save()
+            if on_epoch:
+                on_epoch(record)
+        result = run.result()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` -> the GPU where there is one, else the CPU; anything else is taken as torch's own name."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+class _Run:
+    """The state of a run between two epochs."""
+
+    def __init__(
+        self, model: Recommender, data: RecData, config: TrainingConfig, path: Path | None, fingerprint: str
+    ) -> None:
+        self._device = resolve_device(config.device)
+        self._model = model.to(self._device)
+        self._data = data
+        self._config = config
+        self._path = path
+        settings = config.model_dump_json(exclude=WITHOUT_EFFECT)
+        self._fingerprint = f"{fingerprint}|{type(model).__name__}|{model.config.model_dump_json()}|{settings}"
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._sampler = TripletSampler(data.train, config.batch_size)
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        self._best_weights: dict[str, Tensor] = {}
+        self.history: list[EpochRecord] = []
+
+    @property
+    def _evaluated(self) -> list[EpochRecord]:
+        return [record for record in self.history if record.validation is not None]
+
+    @property
+    def _best(self) -> EpochRecord:
+        return max(self._evaluated, key=lambda record: (record.validation or {})[self._config.selection_metric])
+
+    @property
+    def _out_of_patience(self) -> bool:
+        evaluated = self._evaluated
+        return bool(evaluated) and len(evaluated) - 1 - evaluated.index(self._best) >= self._config.patience
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self._config.epochs or self._out_of_patience
+
+    def epoch(self) -> EpochRecord:
+        """One pass over the training interactions and, where it is due, an evaluation."""
+        number = len(self.history) + 1
+        start = time.perf_counter()
+        self._model.train()
+        self._model.before_epoch(number)
+        steps = [
+            self._step(number, step, batch)
+            for step, batch in enumerate(self._sampler.epoch(self._generator, self._device), start=1)
+        ]
+        losses = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        trained = time.perf_counter()
+        due = number % self._config.evaluate_every == 0 or number == self._config.epochs
+        validation = self._evaluate("valid").means if due else None
+        record = EpochRecord(number, losses, validation, trained - start, time.perf_counter() - trained)
+        self.history.append(record)
+        self._check_progress()
+        if due and self._best is record:
+            self._best_weights = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+        return record
+
+    def _step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:
+        self._optimizer.zero_grad()
+        terms = self._model.loss(batch)
+        total = torch.stack(list(terms.values())).sum()
+        values = dict(zip([*terms, "total"], torch.stack([*terms.values(), total]).tolist(), strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"epoch {epoch}, step {step}: the loss term {name} is {value}; try a lower learning_rate "
+                    f"(now {self._config.learning_rate}) or a higher temperature, and look for NaN in the features"
+                )
+        total.backward()
+        self._optimizer.step()
+        return values
+
+    def _check_progress(self) -> None:
+        if len(self.history) != SETTLING_EPOCHS:
+            return
+        totals = [record.losses["total"] for record in self.history]
+        if max(totals) - min(totals) <= 1e-9 * max(map(abs, totals)):
+            raise TrainingError(
+                f"the loss stayed at {totals[-1]} for {SETTLING_EPOCHS} epochs: nothing is learned; see whether the "
+                f"model's graphs have edges and its learning_rate ({self._config.learning_rate}) is not too small"
+            )
+
+    def _evaluate(self, split: Literal["valid", "test"]) -> Evaluation:
+        self._model.eval()
+        held_out = getattr(self._data, split)
+        return evaluate(self._model.scores, self._data.train, held_out, self._config.top_k, self._device)
+
+    def result(self) -> TrainingResult:
+        self._model.load_state_dict(self._best_weights)
+        test = self._evaluate("test")
+        with torch.no_grad():
+            users, items = (part.detach().cpu().numpy().copy() for part in self._model.embed())
+        best = self._best
+        return TrainingResult(
+            history=self.history,
+            best_epoch=best.epoch,
+            stopped_by="patience" if self._out_of_patience else "epochs",
+            validation=best.validation or {},
+            test=test,
+            user_embeddings=users,
+            item_embeddings=items,
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        assert self._path is not None
+        optimizer = {
+            f"{index}.{key}": value
+            for index, state in self._optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+        generators = {"batches": self._generator.get_state(), "model": self._model.generator.get_state()}
+        tensors = {
+            **pack("weights", self._model.state_dict()),
+            **pack("best", self._best_weights),
+            **pack("optimizer", optimizer),
+            **pack("generator", generators),
+        }
+        progress = {"history": [asdict(record) for record in self.history]}
+        save_checkpoint(self._path, Checkpoint(tensors, progress), self._fingerprint)
+
+    def restore(self) -> None:
+        """Take over the checkpoint's state, where there is one of this very run."""
+        found = load_checkpoint(self._path, self._fingerprint) if self._path else None
+        if found is None:
+            return
+        self.history = [EpochRecord(**record) for record in found.progress["history"]]
+        self._model.load_state_dict(unpack("weights", found.tensors))
+        self._best_weights = unpack("best", found.tensors)
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in unpack("optimizer", found.tensors).items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        generators = unpack("generator", found.tensors)
+        self._generator.set_state(generators["batches"])
+        self._model.generator.set_state(generators["model"])
+        logger.info("training goes on after epoch %d from %s", len(self.history), self._path)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Hold torch and numba to `count` threads; what was set before comes back."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
