@@ -15,8 +15,8 @@ from pipeline.sources.lines import BadRow, ByteProgress, open_stream, read_rows
 from pipeline.sources.writer import RawWriter
 
 IMAGE_SIZE = 4096
-_RECORD = np.dtype([("item", "S10"), ("vector", "<f4", (IMAGE_SIZE,))])  # 16,394 bytes, packed
-_RECORDS_AT_ONCE = 1024  # 16 MB
+RECORD = np.dtype([("item", "S10"), ("vector", "<f4", (IMAGE_SIZE,))])  # 16,394 bytes, packed
+RECORDS_AT_ONCE = 1024  # 16 MB
 _REVIEW_DAY = re.compile(r"(\d{1,2}) (\d{1,2}), (\d{4})")
 
 
@@ -99,15 +99,15 @@ def read_images(path: Path, wanted: set[str], writer: RawWriter, progress: ByteP
     pending = set(wanted)
     done = unwanted = 0
     with open_stream(path) as (content, raw):
-        while block := content.read(_RECORD.itemsize * _RECORDS_AT_ONCE):
-            whole = len(block) // _RECORD.itemsize
-            part = np.frombuffer(block, _RECORD, count=whole)
-            writer.count(path.name, whole + (len(block) % _RECORD.itemsize > 0))
+        while block := content.read(RECORD.itemsize * RECORDS_AT_ONCE):
+            whole = len(block) // RECORD.itemsize
+            part = np.frombuffer(block, RECORD, count=whole)
+            writer.count(path.name, whole + (len(block) % RECORD.itemsize > 0))
             unwanted += _take_images(part, done, pending, wanted, path.name, writer)
             done += whole
-            if len(block) % _RECORD.itemsize:
-                reason = f"record cut off: {len(block) % _RECORD.itemsize} of {_RECORD.itemsize} bytes"
-                writer.reject(path.name, done + 1, reason, block[whole * _RECORD.itemsize :][:10])
+            if len(block) % RECORD.itemsize:
+                reason = f"record cut off: {len(block) % RECORD.itemsize} of {RECORD.itemsize} bytes"
+                writer.reject(path.name, done + 1, reason, block[whole * RECORD.itemsize :][:10])
             progress.at(raw.tell())
     progress.file_done(path)
     writer.leave_out(path.name, "image of an item without reviews", unwanted)

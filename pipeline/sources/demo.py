@@ -1,0 +1,126 @@
+"""Made data with planted interests, written as raw Amazon files and read back by the same readers.
+
+Every item lies in the subspace of one interest, at a place given by its themes; every user mixes two or three
+interests. Texts and image vectors follow from those places, so what a method should find is known (`planted`).
+There are few interactions per item, so that texts tell more about an item than its users do.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from pipeline.settings import DemoSource
+from pipeline.sources import Progress
+from pipeline.sources.amazon import read_files
+from pipeline.sources.writer import RawWriter
+
+WORDS = Path(__file__).with_name("demo_words.yaml")
+FEWEST, MOST = 8, 12  # interactions of a user
+OFF_INTEREST = 0.12  # share of interactions that follow no interest: gifts, impulses
+POPULARITY_SPREAD = 0.5  # standard deviation of the logarithm of an item's popularity
+
+Bank = dict[str, dict[str, dict[str, list[str]]]]  # interest -> theme -> products, words
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What the demo is made from.
+
+    Attributes
+    ----------
+    bank
+        Interest -> theme -> products and words; K interests, T themes each.
+    item_interest
+        Interest of each item, int (N,).
+    item_themes
+        Share of each theme of that interest, float (N, T); rows sum to 1.
+    user_themes
+        Share of each theme of each interest, float (M, K, T); 0 outside a user's interests, sums to 1 per user.
+    users, items
+        The interactions, int (n,), each pair once, by user.
+    off_interest
+        Which interactions follow no interest, bool (n,).
+    """
+
+    bank: Bank
+    item_interest: np.ndarray
+    item_themes: np.ndarray
+    user_themes: np.ndarray
+    users: np.ndarray
+    items: np.ndarray
+    off_interest: np.ndarray
+
+
+def planted(settings: DemoSource) -> Planted:
+    """The ground truth of a demo; a pure function of its settings."""
+    bank: Bank = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
+    rng = np.random.default_rng([settings.seed, 0])
+    interests, themes = len(bank), len(next(iter(bank.values())))
+    item_interest = rng.permutation(np.arange(settings.items) % interests)
+    main = rng.permutation(np.arange(settings.items) % themes)
+    item_themes = rng.dirichlet(np.full(themes, 0.5), settings.items) * 0.3  # (N, T), beside the main theme
+    item_themes[np.arange(settings.items), main] += 0.7
+    user_themes = np.zeros((settings.users, interests, themes))
+    for user in range(settings.users):
+        chosen = rng.choice(interests, size=rng.integers(2, 4), replace=False)
+        shares = rng.dirichlet(np.full(chosen.size, 3.0))
+        user_themes[user, chosen] = shares[:, None] * rng.dirichlet(np.full(themes, 0.4), chosen.size)
+    users, items, off_interest = _interactions(item_interest, item_themes, user_themes, rng)
+    return Planted(bank, item_interest, item_themes, user_themes, users, items, off_interest)
+
+
+def _interactions(
+    item_interest: np.ndarray, item_themes: np.ndarray, user_themes: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    affinity = (user_themes[:, item_interest] * item_themes).sum(axis=2)  # (M, N)
+    popularity = rng.normal(scale=POPULARITY_SPREAD, size=item_interest.size)
+    # The largest of log weight + Gumbel noise are a draw without replacement, in proportion to the weights.
+    liked = np.log(affinity + 1e-9) + popularity + rng.gumbel(size=affinity.shape)
+    stray = popularity + rng.gumbel(size=affinity.shape)
+    users, items, off_interest = [], [], []
+    for user in range(affinity.shape[0]):
+        count = int(rng.integers(FEWEST, MOST + 1))
+        off = int(rng.binomial(count, OFF_INTEREST))
+        own = np.argsort(-liked[user], kind="stable")[: count - off]
+        stray[user, own] = -np.inf
+        others = np.argsort(-stray[user], kind="stable")[:off]
+        users.append(np.full(count, user))
+        items.append(np.concatenate([own, others]))
+        off_interest.append(np.arange(count) >= count - off)
+    return np.concatenate(users), np.concatenate(items), np.concatenate(off_interest)
+
+
+def write_demo(settings: DemoSource, folder: Path) -> tuple[Path, Path, Path]:
+    """Write the demo's raw files: the same settings give the same bytes.
+
+    As published files do, they hold items without some fields, items with the same text, pairs reviewed twice,
+    metadata given twice, and a few broken lines.
+
+    Returns
+    -------
+    Paths of the reviews and the metadata (2018 JSON lines, gzip) and of the image features (2014 binary).
+    """
+    from pipeline.sources.demo_files import image_bytes, metadata_bytes, review_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = planted(settings)
+    contents = {
+        "reviews_Demo.json.gz": review_bytes(truth, settings.seed),
+        "meta_Demo.json.gz": metadata_bytes(truth, settings.seed),
+        "image_features_Demo.b": image_bytes(truth, settings.seed),
+    }
+    for name, content in contents.items():
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        temporary.write_bytes(content)
+        os.replace(temporary, folder / name)
+    reviews, metadata, images = (folder / name for name in contents)
+    return reviews, metadata, images
+
+
+def read(source: DemoSource, writer: RawWriter, downloads: Path, progress: Progress | None = None) -> None:
+    """Write the demo's raw files and read them into the raw tables."""
+    folder = downloads / f"demo-{source.users}-users-{source.items}-items-seed-{source.seed}"
+    read_files(*write_demo(source, folder), writer, progress)
