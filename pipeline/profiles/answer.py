@@ -1,0 +1,62 @@
+"""The answer a chat model must give: a JSON object with a summary and its reasoning."""
+
+import re
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from pipeline.profiles.text import clean_text
+
+# Guided decoding holds the model to these. `pattern`, because `maxLength` alone lets raw control characters through,
+# and a JSON string with one of those does not parse. Both strings together stay under 512 tokens of English.
+_STRING = r'^[^"\\\u0000-\u001f\u007f]{1,%d}$'
+ANSWER_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "summary": {"type": "string", "pattern": _STRING % 900},
+        "reasoning": {"type": "string", "pattern": _STRING % 500},
+    },
+    "required": ["summary", "reasoning"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a prompt has no usable answer."""
+
+    reason: str
+
+
+class Answer(BaseModel):
+    """A validated answer. Both strings are cleaned; the summary is never empty."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    summary: str
+    reasoning: str | None = None
+
+    @field_validator("summary", "reasoning")
+    @classmethod
+    def _plain_text(cls, text: str | None) -> str | None:
+        return None if text is None else clean_text(text)
+
+    @field_validator("summary")
+    @classmethod
+    def _says_something(cls, summary: str) -> str:
+        if not summary:
+            raise ValueError("the summary is empty")
+        return summary
+
+
+def parse_answer(content: str) -> Answer | Failure:
+    """Read a model's answer; a fence or a preamble around the JSON object is passed over."""
+    found = re.search(r"\{.*\}", content, re.DOTALL)
+    if found is None:
+        return Failure(f"no JSON object in the answer {content[:80]!r}")
+    try:
+        return Answer.model_validate_json(found[0])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "answer"
+        return Failure(f"not the JSON asked for: {field}: {problem['msg']}")

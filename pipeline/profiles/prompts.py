@@ -1,0 +1,244 @@
+"""Prompt templates: loaded from a file, checked when loaded, rendered within a budget of words (eqs. 1, 2)."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipeline.profiles.text import clean_categories, clean_text, count_words, cut_words
+from pipeline.settings import PROMPTS_FOLDER
+
+Kind = Literal["item", "user"]
+
+NOT_GIVEN = "(not given)"
+# In the order in which they are kept when a prompt has to be cut.
+ITEM_FIELDS = ("title", "brand", "price", "categories", "description")
+ENTRY_FIELDS = ("title", "categories", "headline", "profile", "review")
+FIELDS: dict[Kind, tuple[str, ...]] = {"item": ITEM_FIELDS, "user": ENTRY_FIELDS}
+VARIABLES: dict[Kind, tuple[str, ...]] = {"item": ITEM_FIELDS, "user": ("history",)}
+# With a history of several entries, no single text takes more than this share of the budget.
+_LARGEST_SHARE = 4
+_COMMENT = "\0"
+_NOTHING = dict.fromkeys(ITEM_FIELDS + ENTRY_FIELDS, "")
+
+
+class TemplateError(ValueError):
+    """A prompt template that cannot be used; the message names the file, the place and the remedy."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A checked prompt template.
+
+    Attributes
+    ----------
+    path
+        Where it was read from.
+    text
+        Its source without comments: all that a rendered prompt depends on, and so what a version should hash.
+    fields
+        The item's or the entry's fields that it shows.
+    """
+
+    kind: Kind
+    path: Path
+    text: str
+    fields: tuple[str, ...]
+    compiled: jinja2.Template
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt, its length in words, the words of data there were for it, and how many of those were cut."""
+
+    text: str
+    words: int
+    data_words: int
+    cut_words: int
+
+
+def load_template(name_or_path: str | Path, kind: Kind) -> Template:
+    """Read and check a template.
+
+    Parameters
+    ----------
+    name_or_path
+        An absolute path, or a file name in `pipeline/prompts/`.
+    kind
+        What it describes; decides which variables there are.
+
+    Raises
+    ------
+    TemplateError
+        For a file that cannot be read, a syntax error, and a variable or attribute that does not exist.
+    """
+    path = PROMPTS_FOLDER / name_or_path
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"{path}: the {kind} prompt cannot be read: {error}") from error
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_or_not_given
+    )
+    try:
+        used = _check_names(environment.parse(source), kind, path)
+        text = _without_comments(source)
+        fields = tuple(field for field in FIELDS[kind] if field in used)
+        template = Template(kind, path, text, fields, environment.from_string(text))
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"{path}, line {error.lineno}: {error.message}") from error
+    for value in ("", "word"):  # what only shows when it runs shows now, not after an hour
+        _render(template, [dict.fromkeys(FIELDS[kind], value)])
+    return template
+
+
+def render_item(template: Template, row: Mapping[str, Any], budget: int) -> Rendered:
+    """The prompt for one item.
+
+    Parameters
+    ----------
+    row
+        title, description, brand and price (text or None), categories (list of text or None).
+    budget
+        Most words the whole prompt may have; the description is cut first.
+
+    Raises
+    ------
+    TemplateError
+        If the template alone is longer than `budget`.
+    """
+    return _render_within(template, [clean_fields(row, template.fields)], budget)
+
+
+def render_user(template: Template, history: Sequence[Mapping[str, Any]], budget: int) -> Rendered:
+    """The prompt for one user.
+
+    Parameters
+    ----------
+    history
+        Newest first: title, headline, profile and review (text or None), categories (list of text or None).
+    budget
+        Most words the whole prompt may have; the oldest entries go first.
+
+    Raises
+    ------
+    TemplateError
+        If the template alone is longer than `budget`.
+    """
+    return _render_within(template, [clean_fields(row, template.fields) for row in history], budget)
+
+
+def clean_fields(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, str]:
+    """The named fields of an item or a history entry as clean text, in that order; "" where one is missing."""
+    return {
+        field: clean_categories(row.get(field)) if field == "categories" else clean_text(row.get(field))
+        for field in fields
+    }
+
+
+def _render_within(template: Template, entries: list[dict[str, str]], budget: int) -> Rendered:
+    """Render as many words of `entries`, first entry and first field first, as fit into `budget`."""
+    available = sum(count_words(text) for entry in entries for text in entry.values())
+    share = budget // min(_LARGEST_SHARE, len(entries)) if entries else budget
+    entries = [{field: cut_words(text, share) for field, text in entry.items()} for entry in entries[:budget]]
+    kept = sum(count_words(text) for entry in entries for text in entry.values())
+
+    prompt = _render(template, entries)
+    words = count_words(prompt)
+    if words > budget:
+        # How many words the template puts around the data is its own affair: search for the most that fit.
+        prompt = _render(template, _first_words(entries, 0))
+        words = count_words(prompt)
+        if words > budget:
+            raise TemplateError(
+                f"{template.path}: the template alone has {words} words, more than "
+                f"profiles.prompt_words = {budget}; shorten it or raise the setting"
+            )
+        low, high, middle = 0, kept - 1, min(kept - 1, budget - words)
+        while low < high and low < middle:
+            trial = _render(template, _first_words(entries, middle))
+            trial_words = count_words(trial)
+            if trial_words <= budget:
+                low, prompt, words = middle, trial, trial_words
+                high = min(high, middle + budget - words)  # one more word of data is at least one more of prompt
+            else:
+                high = middle - 1
+            middle = (low + high + 1) // 2
+        kept = low
+    return Rendered(prompt, words, available, available - kept)
+
+
+def _first_words(entries: list[dict[str, str]], limit: int) -> list[dict[str, str]]:
+    """The first `limit` words of all entries together; an entry left without any is dropped."""
+    kept = []
+    for entry in entries:
+        if limit <= 0:
+            break
+        shortened = {}
+        for field, text in entry.items():
+            shortened[field] = cut_words(text, limit)
+            limit -= count_words(shortened[field])
+        kept.append(shortened)
+    return kept
+
+
+def _render(template: Template, entries: list[dict[str, str]]) -> str:
+    if template.kind == "user":
+        variables: dict[str, Any] = {"history": [_NOTHING | entry for entry in entries]}
+    else:
+        variables = _NOTHING | (entries[0] if entries else {})
+    try:
+        return template.compiled.render(variables).strip()
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise TemplateError(f"{template.path}: the {template.kind} prompt cannot be rendered: {error}") from error
+
+
+def _or_not_given(value: Any) -> Any:
+    return NOT_GIVEN if value is None or value == "" else value
+
+
+def _without_comments(source: str) -> str:
+    """`source` without `{# #}`; lines that held nothing else go with them, other lines keep their ends."""
+    pieces = []
+    for _, token, text in jinja2.Environment().lex(source.replace(_COMMENT, "")):
+        if token == "comment":
+            pieces.append(_COMMENT)
+        elif token not in ("comment_begin", "comment_end"):
+            pieces.append(text)
+    marked = "".join(pieces)
+    return re.sub(rf"(?m)^[ \t]*{_COMMENT}[ \t{_COMMENT}]*(\n|\Z)", "", marked).replace(_COMMENT, "")
+
+
+def _check_names(tree: nodes.Template, kind: Kind, path: Path) -> set[str]:
+    """The names of variables and attributes in a template, all of which exist."""
+    known = VARIABLES[kind]
+    unknown = meta.find_undeclared_variables(tree) - set(known)
+    for name in tree.find_all(nodes.Name):
+        if name.name in unknown and name.ctx == "load":
+            raise TemplateError(
+                f"{path}, line {name.lineno}: unknown variable {name.name!r}; the {kind} prompt has {', '.join(known)}"
+            )
+    for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
+        raise TemplateError(f"{path}, line {node.lineno}: a prompt is one file; it cannot take in another template")
+    attributes = {_check_attribute(node, kind, path) for node in tree.find_all((nodes.Getattr, nodes.Getitem))}
+    return {name.name for name in tree.find_all(nodes.Name)} | attributes
+
+
+def _check_attribute(node: nodes.Expr, kind: Kind, path: Path) -> str:
+    """The name of an attribute; only fields of a history entry, jinja's own `loop.*`, numbers and slices pass."""
+    holder = node.node  # type: ignore[attr-defined]
+    argument = nodes.Const(node.attr) if isinstance(node, nodes.Getattr) else node.arg  # type: ignore[attr-defined]
+    name = getattr(argument, "value", None)
+    if isinstance(argument, nodes.Slice) or isinstance(name, int):
+        return ""
+    if isinstance(holder, nodes.Name) and holder.name == "loop":
+        return ""
+    if kind == "user" and name in ENTRY_FIELDS:
+        return str(name)
+    there_are = f"an entry of the history has {', '.join(ENTRY_FIELDS)}" if kind == "user" else "values are plain text"
+    raise TemplateError(f"{path}, line {node.lineno}: unknown attribute {name!r}; {there_are}")
