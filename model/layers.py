@@ -96,13 +96,14 @@ class SparseGraph(nn.Module):
         super().__init__()
         self.shape: tuple[int, int] = matrix.shape
         arrays = {
-            "indptr": matrix.indptr.astype(np.int64),
+            "indptr": matrix.indptr.astype(np.int32),
             "indices": matrix.indices.astype(np.int32),
             "values": matrix.data.astype(np.float32),
             "chunks": _balanced_chunks(matrix.indptr),
         }
         for name, array in arrays.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)), persistent=False)
+        self._matrix: Tensor | None = None
         self.transposed: SparseGraph | None = None if symmetric else SparseGraph(csr_array(matrix.T), symmetric=True)
 
     @property
@@ -120,9 +121,7 @@ class SparseGraph(nn.Module):
     def multiply(self, dense: Tensor, addend: Tensor | None = None) -> Tensor:
         """`A dense + addend`, outside autograd."""
         if dense.is_cuda:
-            matrix = torch.sparse_csr_tensor(self.indptr, self.indices.long(), self.values, self.shape)
-            product = matrix @ dense
-            return product if addend is None else product.add_(addend)
+            return self._multiply_torch(dense, addend)
         out = torch.empty((self.shape[0], dense.shape[1]), dtype=torch.float32)
         contiguous = dense.detach().contiguous()
         start = contiguous if addend is None else addend.detach().contiguous()
@@ -137,6 +136,15 @@ class SparseGraph(nn.Module):
             out.numpy(),
         )
         return out
+
+    def _multiply_torch(self, dense: Tensor, addend: Tensor | None) -> Tensor:
+        """`multiply` through torch's own CSR product (cuSPARSE); the matrix is set up once per device."""
+        if self._matrix is None or self._matrix.device != dense.device:
+            self._matrix = torch.sparse_csr_tensor(
+                self.indptr, self.indices, self.values, self.shape, check_invariants=False
+            )
+        product = self._matrix @ dense
+        return product if addend is None else product.add_(addend)
 
 
 class _Propagate(torch.autograd.Function):

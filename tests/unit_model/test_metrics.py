@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from model.metrics import _top_items_numba, _top_items_torch, evaluate, popularity, ranking_metrics
+
+
+def brute_force(scores: np.ndarray, train: np.ndarray, held_out: np.ndarray, k: int) -> dict[str, list[float]]:
+    """Sort everything, one user at a time."""
+    metrics: dict[str, list[float]] = {f"recall_at_{k}": [], f"ndcg_at_{k}": []}
+    for user in range(len(scores)):
+        wanted = set(np.flatnonzero(held_out[user]))
+        if not wanted:
+            continue
+        candidates = [item for item in range(scores.shape[1]) if not train[user, item]]
+        ranking = sorted(candidates, key=lambda item: (-scores[user, item], item))[:k]
+        gains = [1 / np.log2(rank + 2) for rank, item in enumerate(ranking) if item in wanted]
+        ideal = [1 / np.log2(rank + 2) for rank in range(min(k, len(wanted)))]
+        metrics[f"recall_at_{k}"].append(len(gains) / len(wanted))
+        metrics[f"ndcg_at_{k}"].append(sum(gains) / sum(ideal))
+    return metrics
+
+
+def example(seed: int, users: int, items: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores with many ties where `levels` is small, and disjoint train and held-out interactions."""
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(-levels, levels + 1, (users, items)) / 3).astype(np.float32)
+    kind = rng.random((users, items))
+    return scores, kind < 0.3, kind > 0.75
+
+
+def sparse(dense: np.ndarray) -> csr_array:
+    return csr_array(dense.astype(np.float32))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(2, 30), st.integers(1, 50))
+def test_metrics_equal_brute_force_and_lie_in_bounds(seed: int, users: int, items: int, levels: int) -> None:
+    scores, train, held_out = example(seed, users, items, levels)
+    held_out[0, 0], train[0, 0] = True, False
+    result = evaluate(lambda block: torch.from_numpy(scores)[block], sparse(train), sparse(held_out), top_k=(1, 5, 20))
+    for k in (1, 5, 20):
+        for name, expected in brute_force(scores, train, held_out, k).items():
+            np.testing.assert_allclose(result.per_user[name], expected, atol=1e-12)
+            assert (result.per_user[name] >= 0).all()
+            assert (result.per_user[name] <= 1 + 1e-12).all()
+            assert result.means[name] == pytest.approx(np.mean(expected))
+
+
+def test_many_blocks_equal_brute_force() -> None:
+    scores, train, held_out = example(0, 1100, 40, 1000)
+    result = evaluate(lambda block: torch.from_numpy(scores)[block], sparse(train), sparse(held_out))
+    for name, expected in brute_force(scores, train, held_out, 20).items():
+        np.testing.assert_allclose(result.per_user[name], expected, atol=1e-12)
+
+
+def test_ndcg_by_hand() -> None:
+    # Items 4 and 1 are wanted; item 4 is first, item 1 third: (1 + 1/2) / (1 + 1/log2(3)).
+    metrics = ranking_metrics(np.array([[4, 0, 1]]), sparse(np.array([[0, 1, 0, 0, 1]])), np.array([0]), [3])
+    assert metrics["ndcg_at_3"][0] == pytest.approx(1.5 / (1 + 1 / np.log2(3)))
+    assert metrics["recall_at_3"][0] == 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 30))
+def test_gpu_form_of_top_items_equals_the_kernel(seed: int, k: int) -> None:
+    scores, train, _ = example(seed, 6, 20, 4)
+    scores[scores == 0] *= -1  # some zeros are negative
+    graph, users = sparse(train), np.arange(6)
+    np.testing.assert_array_equal(
+        _top_items_torch(torch.from_numpy(scores), graph, users, k),
+        _top_items_numba(scores, graph.indptr, graph.indices, users, k),
+    )
+
+
+def test_training_items_are_never_recommended_even_when_few_others_are_left() -> None:
+    train = sparse(np.array([[1, 1, 0, 1]]))
+    top = _top_items_numba(np.array([[9, 8, 1, 7]], dtype=np.float32), train.indptr, train.indices, np.array([0]), 3)
+    assert top.tolist() == [[2, -1, -1]]
+
+
+def test_nan_scores_are_an_error() -> None:
+    data = sparse(np.array([[1, 0]])), sparse(np.array([[0, 1]]))
+    with pytest.raises(ValueError, match="NaN"):
+        evaluate(lambda block: torch.full((len(block), 2), torch.nan), *data)
+
+
+def test_empty_split_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no interactions"):
+        evaluate(lambda block: torch.zeros(len(block), 2), sparse(np.array([[1, 0]])), sparse(np.array([[0, 0]])))
+
+
+def test_popularity_ranks_by_training_count() -> None:
+    train = sparse(np.array([[0, 1, 1], [0, 0, 1]]))
+    assert popularity(train)(torch.tensor([0, 1])).tolist() == [[0, 1, 2], [0, 1, 2]]

@@ -1,0 +1,165 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+
+from model import training
+from model.base import Batch, DataError, RecData, Recommender
+from model.config import ModelConfig, TrainingConfig
+from model.metrics import Evaluation
+from model.registry import MODELS, load
+from model.training import EpochRecord, TrainingError, TrainingResult, train
+
+CONFIG = TrainingConfig(
+    epochs=6, patience=6, batch_size=64, learning_rate=0.01, top_k=(2, 5), selection_metric="ndcg_at_5",
+    checkpoint_every=2, device="cpu",
+)  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+class Scripted(Recommender):
+    """A model whose loss is whatever the test says; the weight is the number of the epoch."""
+
+    Config = ModelConfig
+    needs = frozenset({"interactions"})
+    script: Callable[[int], float] = staticmethod(lambda epoch: float(epoch))
+
+    def __init__(self, config: ModelConfig, data: RecData, generator: torch.Generator) -> None:
+        super().__init__(config, data, generator)
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+
+    def before_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def embed(self) -> tuple[Tensor, Tensor]:
+        return torch.full((self.user_count, 1), float(self.epoch)), torch.ones(self.item_count, 1)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"fit": 0 * self.weight.sum() + self.script(int(self.epoch)), "other": 0 * self.weight.sum()}
+
+
+def scripted(data: RecData, script: Callable[[int], float]) -> Scripted:
+    model = Scripted(ModelConfig(), data, torch.Generator())
+    model.script = script
+    return model
+
+
+def run(name: str, data: RecData, **arguments: Any) -> TrainingResult:
+    model_class = load(name)
+    model = model_class(model_class.Config(embedding_size=8), data, torch.Generator().manual_seed(0))
+    return train(model, data, arguments.pop("config", CONFIG), **arguments)
+
+
+def killed_after(epoch: int) -> Callable[[EpochRecord], None]:
+    def on_epoch(record: EpochRecord) -> None:
+        if record.epoch == epoch:
+            raise Killed
+
+    return on_epoch
+
+
+def outcome(result: TrainingResult) -> tuple[Any, ...]:
+    """All of a result but its wall times."""
+    history = [(record.epoch, record.losses, record.validation) for record in result.history]
+    embeddings = result.user_embeddings.tobytes(), result.item_embeddings.tobytes()
+    per_user = {name: values.tobytes() for name, values in result.test.per_user.items()}
+    return history, result.best_epoch, result.stopped_by, result.validation, per_user, embeddings
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("epoch", [1, 3, 4, 6])
+def test_a_killed_run_started_again_gives_the_same_result(
+    name: str, epoch: int, checkerboard: RecData, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.safetensors"
+    whole = run(name, checkerboard)
+    with pytest.raises(Killed):
+        run(name, checkerboard, on_epoch=killed_after(epoch), checkpoint=path)
+    assert path.exists() == (epoch >= CONFIG.checkpoint_every)
+    seen: list[int] = []
+    resumed = run(name, checkerboard, on_epoch=lambda record: seen.append(record.epoch), checkpoint=path)
+    assert outcome(resumed) == outcome(whole)
+    assert seen == list(range(1, len(whole.history) + 1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "settings", "damage"])
+def test_a_checkpoint_of_another_run_is_not_used(
+    change: str, checkerboard: RecData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Killed):
+        run("bpr", checkerboard, on_epoch=killed_after(4), checkpoint=path, fingerprint="a")
+    config = CONFIG.model_copy(update={"learning_rate": 0.02}) if change == "settings" else CONFIG
+    if change == "damage":
+        path.write_bytes(path.read_bytes()[:200])
+    fingerprint = "b" if change == "fingerprint" else "a"
+    resumed = run("bpr", checkerboard, config=config, checkpoint=path, fingerprint=fingerprint)
+    assert outcome(resumed) == outcome(run("bpr", checkerboard, config=config))
+    assert "run.safetensors" in caplog.text
+    assert ("cannot be read" if change == "damage" else "other data or settings") in caplog.text
+
+
+def test_thread_count_is_set_and_put_back(checkerboard: RecData) -> None:
+    during: list[int] = []
+    config = CONFIG.model_copy(update={"threads": 2, "epochs": 1})
+    run("lightgcn", checkerboard, config=config, on_epoch=lambda _: during.append(torch.get_num_threads()))
+    assert during == [2]
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("values", "best", "length", "reason"), [
+    ([0.1, 0.3, 0.2, 0.3, 0.1, 0.9], 2, 5, "patience"),  # an equal value is no improvement
+    ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, 6, "epochs"),
+])  # fmt: skip
+def test_early_stopping_and_a_single_look_at_the_test_split(
+    values: list[float], best: int, length: int, reason: str, checkerboard: RecData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[tuple[str, float]] = []
+
+    def evaluate(scores: Any, train: csr_array, held_out: csr_array, *_: Any) -> Evaluation:
+        split = "test" if held_out is checkerboard.test else "valid"
+        looks.append((split, scores(torch.tensor([0])).max().item()))  # the scripted score is the epoch
+        value = values[len(looks) - 1] if split == "valid" else 0.5
+        return Evaluation(np.array([0]), {"ndcg_at_5": np.array([value])})
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    config = CONFIG.model_copy(update={"patience": 3})
+    result = train(scripted(checkerboard, lambda epoch: 1 / epoch), checkerboard, config)
+    assert (result.best_epoch, len(result.history), result.stopped_by) == (best, length, reason)
+    assert looks == [("valid", epoch) for epoch in range(1, length + 1)] + [("test", best)]
+
+
+def test_evaluations_may_be_rarer_than_epochs(checkerboard: RecData) -> None:
+    result = run("bpr", checkerboard, config=CONFIG.model_copy(update={"evaluate_every": 4}))
+    assert [record.epoch for record in result.history if record.validation] == [4, 6]
+    assert result.best_epoch in (4, 6)
+
+
+def test_a_loss_that_is_not_finite_is_named(checkerboard: RecData) -> None:
+    model = scripted(checkerboard, lambda epoch: math.nan if epoch == 2 else 1.0)
+    with pytest.raises(TrainingError, match=r"epoch 2, step 1: the loss term fit is nan; try a lower learning_rate"):
+        train(model, checkerboard, CONFIG)
+
+
+def test_a_loss_that_does_not_move_is_an_error(checkerboard: RecData) -> None:
+    with pytest.raises(TrainingError, match=r"stayed at 0\.75 for 3 epochs"):
+        train(scripted(checkerboard, lambda epoch: 0.75), checkerboard, CONFIG)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_an_empty_split_is_an_error(split: str, checkerboard: RecData) -> None:
+    data = replace(checkerboard, **{split: csr_array(checkerboard.train.shape, dtype=np.float32)})
+    with pytest.raises(DataError, match=f"dataset checkerboard: {split} has no interactions"):
+        run("bpr", data)
