@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -123,15 +122,11 @@ def settings_version(*settings: BaseModel | dict[str, Any] | str) -> str:
     return _hasher("settings", json.dumps(plain, sort_keys=True, default=str)).hexdigest()
 
 
-def code_version(*modules: ModuleType | Path) -> str:
-    """Hash of the modules' syntax trees: an edited comment, docstring or line break leaves it as it was.
-
-    A path stands for a module that need not be imported for its version to be known.
-    """
+def code_version(*sources: str) -> str:
+    """Hash of syntax trees of Python source texts: an edited comment, docstring or line break leaves it as it was."""
     hasher = _hasher("code")
-    for module in modules:
-        path = module if isinstance(module, Path) else Path(str(module.__file__))
-        hasher.update(ast.dump(_without_docstrings(ast.parse(path.read_text(encoding="utf-8")))).encode())
+    for source in sources:
+        hasher.update(ast.dump(_without_docstrings(ast.parse(source))).encode())
     return hasher.hexdigest()
 
 

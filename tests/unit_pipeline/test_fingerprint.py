@@ -70,12 +70,8 @@ def test_graph_version_ignores_edge_order_only():
     assert fingerprint.graph_version(graph) != fingerprint.graph_version(csr_array(graph.T))
 
 
-def test_code_version_sees_code_and_nothing_else(tmp_path: Path):
-    def version(source: str) -> str:
-        path = tmp_path / "stage.py"
-        path.write_text(source)
-        return fingerprint.code_version(path)
-
+def test_code_version_sees_code_and_nothing_else():
+    version = fingerprint.code_version
     base = version('"""Doc."""\n\n\ndef stage(x):\n    """Do."""\n    return x + 1\n')
     assert version('"""Other."""\n# why\ndef stage(x):\n    # note\n    return (x +\n        1)\n') == base
     assert version('"""Doc."""\n\n\ndef stage(x):\n    """Do."""\n    return x + 2\n') != base

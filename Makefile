@@ -1,0 +1,34 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+help:  ## show this list
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v.major}.{v.minor}; name another one: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[ui,dev]' -c constraints.txt
+	@touch $@
+
+install: $(INSTALLED)  ## make the environment and install everything into it
+
+demo: $(INSTALLED)  ## run every stage on made data and show the results
+	$(VENV)/bin/scale run --dataset demo --model scale --model lightgcn --model bpr
+
+test: $(INSTALLED)  ## lint, types, import contracts, tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pytest
+
+bench: $(INSTALLED)  ## kNN and OMP beside faiss, scikit-learn and spams (minutes)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
+	$(VENV)/bin/python tests/benchmarks/graphs.py
+
+clean:  ## delete everything generated under var/
+	rm -rf var
+
+.PHONY: help install demo test bench clean

@@ -1,0 +1,166 @@
+"""The `scale` command: a thin face over the same assets that the Dagster UI shows."""
+
+import os
+import time
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="""SCALE: from raw reviews to semantic graphs to a trained recommender.
+
+    Start with `scale run --dataset demo`, look at the results with `scale compare --dataset demo`, open both UIs
+    with `scale ui`. Everything generated lives under `SCALE_HOME` (default: `var/` in the project folder).""",
+)
+
+DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="Name of a dataset; `scale datasets` lists them.")]
+ModelsOption = Annotated[
+    list[str] | None, typer.Option("--model", "-m", help="Model to train; repeat for several. Default: scale.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a setting for this run: `training.epochs=50`, `models.scale.relation_weight=0`."
+    ),
+]
+
+
+@app.command()
+def run(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = None) -> None:
+    """Bring a dataset and its models up to date: run the stages that are missing or stale, and no other.
+
+    A run that was stopped goes on where it was. What a stage needs is settled by its dataset's YAML file, the
+    `--set` overrides, the two prompt files and the code.
+    """
+    import dagster as dg
+
+    from assets import home, terminal
+    from assets.refresh import Refresh
+    from assets.results import latest_runs
+    from assets.settings import dataset as load_dataset
+    from pipeline.settings import parse_override
+
+    started = time.perf_counter()
+    overrides = dict(parse_override(text) for text in set_ or [])
+    settings = load_dataset(dataset, overrides)
+    models = list(dict.fromkeys(model or ["scale"]))
+    _check_models(models, settings)
+    home.dagster_home()
+    progress = terminal.TerminalProgress()
+    with dg.DagsterInstance.get() as instance, progress.shown():
+        refresh = Refresh(instance, dataset, settings, overrides, models, progress)
+        ran = refresh.run(terminal.show_wave)
+        rows = latest_runs(instance, dataset, models)
+    total = len(refresh.nodes)
+    terminal.console.print(
+        f"ran {len(ran)} of {total} stages, {total - len(set(ran))} were up to date, {time.perf_counter() - started:.0f} s\n"
+    )
+    terminal.console.print(terminal.results_table(rows, settings.published, f"Test metrics on {dataset}"))
+    _show_examples(dataset, models[0])
+    terminal.console.print(
+        f"\nAll runs side by side: [bold]scale compare -d {dataset}[/]   One user: [bold]scale recommend -d {dataset} "
+        "-u RAW_ID[/]   Dagster and MLflow in the browser: [bold]scale ui[/]"
+    )
+
+
+@app.command()
+def compare(
+    dataset: DatasetOption, limit: Annotated[int, typer.Option(help="Newest runs to show.", min=1)] = 20
+) -> None:
+    """Show a dataset's finished MLflow runs side by side: the best marked, published numbers below."""
+    from assets import terminal
+    from assets.results import finished_runs
+    from assets.settings import dataset as load_dataset
+
+    settings = load_dataset(dataset)
+    rows = finished_runs(dataset, limit)
+    if not rows:
+        terminal.fail(f"no finished run on {dataset} yet; start one with: scale run --dataset {dataset}")
+    terminal.console.print(terminal.results_table(rows, settings.published, f"Test metrics on {dataset}, newest first"))
+
+
+@app.command()
+def recommend(
+    dataset: DatasetOption,
+    user: Annotated[str, typer.Option("--user", "-u", help="Raw id of a user, as in the source data.")],
+    k: Annotated[int, typer.Option("-k", help="How many items.", min=1, max=20)] = 10,
+    model: Annotated[str, typer.Option("--model", "-m", help="Which model's recommendations.")] = "scale",
+) -> None:
+    """Show what a trained model recommends to one user, and why."""
+    from assets import terminal
+    from assets.results import recommendations
+
+    history, table = recommendations(dataset, model, user)
+    terminal.console.print(terminal.recommendations_table(user, history, table.head(k)))
+
+
+@app.command()
+def datasets() -> None:
+    """List every dataset: the built-in ones and those in the folders named by `SCALE_DATASETS`."""
+    from rich.table import Table
+
+    from assets import terminal
+    from assets.results import size
+    from assets.settings import dataset as load_dataset
+    from pipeline.settings import SettingsError, dataset_files
+
+    table = Table(header_style="bold")
+    for name in ("dataset", "title", "kind", "users x items, pairs", "settings"):
+        table.add_column(name, overflow="fold")
+    for name, path in dataset_files().items():
+        try:
+            settings = load_dataset(name)
+            table.add_row(name, settings.title, settings.source.kind, size(name), str(path))
+        except SettingsError as error:
+            table.add_row(name, f"[red]{error}[/]", "", "", str(path))
+    terminal.console.print(table)
+
+
+@app.command()
+def ui(
+    dagster_port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+) -> None:
+    """Serve the Dagster and MLflow UIs on this machine (loopback only) until Ctrl-C."""
+    from assets.servers import serve
+
+    serve(dagster_port, mlflow_port)
+
+
+def _check_models(names: list[str], settings: Any) -> None:
+    """Refuse unknown models and wrong model settings before anything runs."""
+    from model.registry import load
+    from pipeline.settings import validate
+
+    for name in [*names, *settings.models]:
+        validate(load(name).Config, settings.models.get(name, {}), f"models.{name}")
+
+
+def _show_examples(dataset: str, model: str) -> None:
+    from assets import terminal
+    from assets.results import examples, recommendations
+
+    for user in examples(dataset, model):
+        history, table = recommendations(dataset, model, user)
+        terminal.console.print()
+        terminal.console.print(terminal.recommendations_table(user, history, table.head(5)))
+
+
+def main() -> None:
+    """Entry point: every mistake of the user's ends in one readable message."""
+    import warnings
+
+    # Dagster marks partitioned checks and a few other calls as "preview"; nothing for a user to act on.
+    warnings.filterwarnings("ignore", module="dagster")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app(standalone_mode=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("SCALE_DEBUG"):
+            raise
+        from assets.terminal import fail
+
+        fail(str(error))

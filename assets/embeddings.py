@@ -1,0 +1,42 @@
+"""Embeddings: profile texts and images as unit vectors."""
+
+import dagster as dg
+import numpy as np
+import polars as pl
+
+from assets.progress import Progress
+from assets.settings import settings_of
+from assets.stage import Check, Result, stage
+from pipeline.embeddings import Embeddings, align_images, embed_texts
+
+CHECKS = {"unit_norms": "Every vector has norm 1, or is zero because its text is empty."}
+
+
+@stage(group="embeddings", code=["pipeline.embeddings"], settings=["embeddings"], checks=CHECKS)
+def item_text_embeddings(context: dg.AssetExecutionContext, item_profiles: pl.DataFrame, progress: Progress) -> Result:
+    """Text vector of every item, (N, d_t)."""
+    texts = item_profiles["summary"].to_list()
+    bar = progress.bar(context, "encoding items")
+    return _result(embed_texts(texts, settings_of(context).embeddings, texts, bar))
+
+
+@stage(group="embeddings", code=["pipeline.embeddings"], settings=["embeddings"], checks=CHECKS)
+def user_text_embeddings(
+    context: dg.AssetExecutionContext, user_profiles: pl.DataFrame, item_profiles: pl.DataFrame, progress: Progress
+) -> Result:
+    """Text vector of every user, (M, d_t), in the items' space."""
+    texts, corpus = user_profiles["summary"].to_list(), item_profiles["summary"].to_list()
+    bar = progress.bar(context, "encoding users")
+    return _result(embed_texts(texts, settings_of(context).embeddings, corpus, bar))
+
+
+@stage(group="embeddings", code=["pipeline.embeddings"], checks=CHECKS)
+def item_visual_embeddings(context: dg.AssetExecutionContext, raw_images: pl.LazyFrame, items: pl.DataFrame) -> Result:
+    """Image vector of every item, (N, d_v); (0, 0) where the dataset has no images."""
+    return _result(align_images(raw_images, items))
+
+
+def _result(embeddings: Embeddings) -> Result:
+    norms = np.linalg.norm(embeddings.vectors, axis=1)
+    wrong = int(((np.abs(norms - 1) > 1e-3) & (norms != 0)).sum())
+    return Result(embeddings.vectors, dict(embeddings.counts), {"unit_norms": Check(wrong == 0, {"wrong": wrong})})

@@ -1,0 +1,164 @@
+"""Graphs: subspaces by OMP (Algorithm 1), nearest neighbours (eqs. 4, 5), and their fusion (eq. 6)."""
+
+from typing import Any
+
+import dagster as dg
+import numpy as np
+from scipy.sparse import csr_array
+
+from assets.plots import degree_histogram
+from assets.progress import Progress
+from assets.settings import settings_of
+from assets.stage import Check, Result, stage
+
+CHECKS = {
+    "not_over_dense": "At most a tenth of all possible edges.",
+    "few_isolated_nodes": "At most 5 % of the nodes have no edge.",
+}
+DENSITY_LIMIT, ISOLATED_LIMIT = 0.1, 0.05
+
+
+@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace"], checks=CHECKS)
+def user_subspace_graph(
+    context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
+) -> Result:
+    """C^U: the users that sparsely reconstruct each user."""
+    return _subspace(context, progress, user_text_embeddings, None)
+
+
+@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace"], checks=CHECKS)
+def item_subspace_graph(
+    context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
+) -> Result:
+    """C^I: the items that sparsely reconstruct each item."""
+    return _subspace(context, progress, item_text_embeddings, None)
+
+
+@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace"], checks=CHECKS)
+def user_item_subspace_graph(
+    context: dg.AssetExecutionContext,
+    user_text_embeddings: np.ndarray,
+    item_text_embeddings: np.ndarray,
+    progress: Progress,
+) -> Result:
+    """C^UI: the items that sparsely reconstruct each user."""
+    return _subspace(context, progress, user_text_embeddings, item_text_embeddings)
+
+
+@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity"], checks=CHECKS)
+def user_similarity_graph(
+    context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
+) -> Result:
+    """G_U: each user's nearest users by text."""
+    return _similarity(context, progress, user_text_embeddings, None)
+
+
+@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity"], checks=CHECKS)
+def item_text_similarity_graph(
+    context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
+) -> Result:
+    """G_I^t: each item's nearest items by text."""
+    return _similarity(context, progress, item_text_embeddings, None)
+
+
+@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity"], checks=CHECKS)
+def item_visual_similarity_graph(
+    context: dg.AssetExecutionContext, item_visual_embeddings: np.ndarray, progress: Progress
+) -> Result:
+    """G_I^v: each item's nearest items by image; (0, 0) where the dataset has no images."""
+    if item_visual_embeddings.shape[0] == 0:
+        return Result(
+            csr_array((0, 0), dtype=np.float32), {"visual modality": "none"}, dict.fromkeys(CHECKS, Check(True))
+        )
+    return _similarity(context, progress, item_visual_embeddings, None)
+
+
+@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity"], checks=CHECKS)
+def user_item_similarity_graph(
+    context: dg.AssetExecutionContext,
+    user_text_embeddings: np.ndarray,
+    item_text_embeddings: np.ndarray,
+    progress: Progress,
+) -> Result:
+    """G_UI: each user's nearest items by text."""
+    return _similarity(context, progress, user_text_embeddings, item_text_embeddings)
+
+
+@stage(group="graphs", code=["pipeline.graphs.fusion"], settings=["fusion"], checks=CHECKS)
+def semantic_graph(
+    context: dg.AssetExecutionContext,
+    user_subspace_graph: csr_array,
+    item_subspace_graph: csr_array,
+    user_item_subspace_graph: csr_array,
+    user_similarity_graph: csr_array,
+    item_text_similarity_graph: csr_array,
+    item_visual_similarity_graph: csr_array,
+    user_item_similarity_graph: csr_array,
+) -> Result:
+    """Ĝ: subspace and similarity graphs fused into one over users and items (eq. 6)."""
+    from pipeline.graphs.fusion import fuse
+
+    graph = fuse(
+        user_subspace_graph,
+        item_subspace_graph,
+        user_item_subspace_graph,
+        user_similarity_graph,
+        item_text_similarity_graph,
+        item_visual_similarity_graph,
+        user_item_similarity_graph,
+        settings_of(context).fusion,
+    )
+    return _result(context, graph, user_item_subspace_graph.shape)
+
+
+def _subspace(
+    context: dg.AssetExecutionContext, progress: Progress, targets: np.ndarray, candidates: np.ndarray | None
+) -> Result:
+    from pipeline.graphs.omp import subspace_graph
+
+    settings = settings_of(context)
+    graph = subspace_graph(
+        targets,
+        candidates,
+        dictionary_size=settings.subspace.dictionary_size,
+        sparsity=settings.subspace.sparsity,
+        memory_gb=settings.resources.memory_gb,
+        threads=settings.resources.threads,
+        progress=progress.bar(context, "matching pursuit"),
+    )
+    return _result(context, graph)
+
+
+def _similarity(
+    context: dg.AssetExecutionContext, progress: Progress, queries: np.ndarray, candidates: np.ndarray | None
+) -> Result:
+    from pipeline.graphs.knn import similarity_graph
+
+    settings = settings_of(context)
+    graph = similarity_graph(
+        queries,
+        candidates,
+        settings.similarity.neighbours,
+        memory_gb=settings.resources.memory_gb,
+        threads=settings.resources.threads,
+        progress=progress.bar(context, "nearest neighbours"),
+    )
+    return _result(context, graph)
+
+
+def _result(context: dg.AssetExecutionContext, graph: csr_array, blocks: tuple[int, int] | None = None) -> Result:
+    from pipeline.graphs.fusion import graph_summary
+
+    if graph.nnz == 0:
+        raise ValueError(
+            f"{context.asset_key.to_user_string()} of {context.partition_key} has no edges: the profiles hold no text, "
+            "or the fusion leaves nothing. Choose a model that reads interactions only (lightgcn, bpr), give the "
+            "dataset texts, or look at its `fusion` settings."
+        )
+    summary = graph_summary(graph, blocks)
+    checks = {
+        "not_over_dense": Check(summary["density"] <= DENSITY_LIMIT, {"density": summary["density"]}),
+        "few_isolated_nodes": Check(summary["isolated_share"] <= ISOLATED_LIMIT, {"isolated": summary["isolated"]}),
+    }
+    shown: dict[str, Any] = {**summary, "degrees": dg.MetadataValue.md(degree_histogram(graph))}
+    return Result(graph, shown, checks)

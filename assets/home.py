@@ -1,0 +1,53 @@
+"""Where everything generated lives: one folder, `SCALE_HOME`, by default `var/` beside this package."""
+
+import os
+from pathlib import Path
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def home() -> Path:
+    """`SCALE_HOME`, absolute."""
+    return Path(os.environ.get("SCALE_HOME") or PROJECT / "var").expanduser().resolve()
+
+
+def store() -> Path:
+    """Parquet files of every asset: `<asset>/<partition>.parquet`."""
+    return home() / "store"
+
+
+def raw_folder(dataset: str) -> Path:
+    """Downloaded and made raw files of a dataset."""
+    return home() / "raw" / dataset
+
+
+def checkpoint_path(dataset: str, model: str) -> Path:
+    """Checkpoint of an unfinished training."""
+    return home() / "checkpoints" / dataset / f"{model}.safetensors"
+
+
+def tracking_uri() -> str:
+    """MLflow store: `MLFLOW_TRACKING_URI`, by default SQLite under the home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def dagster_home() -> Path:
+    """Prepare Dagster's own folder under the home folder and point `DAGSTER_HOME` at it.
+
+    Its `dagster.yaml` is the project's, with absolute paths, so that runs started by `scale` and by a bare
+    `dagster dev` in the project folder share one history.
+    """
+    folder = home() / "dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+    settings["storage"] = {"sqlite": {"base_dir": str(folder)}}
+    settings["local_artifact_storage"]["config"]["base_dir"] = str(folder)
+    settings["compute_logs"]["config"]["base_dir"] = str(folder / "logs")
+    text = yaml.safe_dump(settings)
+    target = folder / "dagster.yaml"
+    if not target.exists() or target.read_text() != text:
+        target.write_text(text)
+    os.environ["DAGSTER_HOME"] = str(folder)
+    return folder

@@ -1,0 +1,50 @@
+"""Small pictures for the two UIs: degree histograms, loss and metric curves."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+
+def degree_histogram(graph: csr_array) -> str:
+    """Histogram of in- and out-degrees, as Markdown with the picture inside."""
+    figure, axes = _figure(6, 2.6)
+    degrees = {"out": np.diff(graph.indptr), "in": np.bincount(graph.indices, minlength=graph.shape[1])}
+    top = max(int(np.quantile(degree, 0.995)) for degree in degrees.values())
+    for name, degree in degrees.items():
+        axes.hist(np.minimum(degree, top), bins=np.arange(min(top, 60) + 2) * max(1, top // 60), alpha=0.6, label=name)
+    axes.set(xlabel=f"degree (above {top}: counted there)", ylabel="nodes")
+    axes.legend(frameon=False)
+    return f"![degrees](data:image/png;base64,{base64.b64encode(_png(figure)).decode()})"
+
+
+def curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str, best_epoch: int) -> Any:
+    """One line a series of (epoch, value); the best epoch is marked. Gives a matplotlib figure."""
+    figure, axes = _figure(7, 4)
+    for name, points in series.items():
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
+    axes.axvline(best_epoch, color="gray", linestyle=":", linewidth=1, label=f"best epoch ({best_epoch})")
+    axes.set(xlabel="epoch", title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # no pyplot: no global state, no window system
+
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+    return buffer.getvalue()

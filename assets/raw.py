@@ -1,0 +1,72 @@
+"""Raw data: a dataset's files, read once into five tables."""
+
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+
+from assets import home
+from assets.partitions import DATASETS
+from assets.progress import Progress
+from assets.settings import partition_of, settings_of
+from assets.stage import Check, Result, check_specs, publish
+from assets.versions import code_of, settings_key
+from pipeline.sources import RawTables, read_source
+
+TABLES = {
+    "raw_reviews": "Interactions as published: raw ids, rating, time, review text, the source's own split.",
+    "raw_items": "Item metadata as published: title, description, categories, brand, price.",
+    "raw_profiles": "Profiles that came with the data.",
+    "raw_images": "Image features that came with the data.",
+    "quarantine": "Malformed rows: file, line, reason and the row itself.",
+}
+CHECKS = {"every_row_accounted_for": "Rows in the files = rows kept + rows set aside + rows in quarantine."}
+
+
+@dg.multi_asset(
+    name="raw",
+    outs={
+        name: dg.AssetOut(
+            description=text, group_name="raw", kinds={"parquet"}, code_version=code_of("pipeline.sources")
+        )
+        for name, text in TABLES.items()
+    },
+    deps=[settings_key("source")],
+    partitions_def=DATASETS,
+    check_specs=check_specs(["raw_reviews"], CHECKS),
+)
+def raw(context: dg.AssetExecutionContext, progress: Progress) -> Iterator[dg.MaterializeResult]:
+    """Read the dataset's raw files, streaming."""
+    started = time.perf_counter()
+    name = partition_of(context)["dataset"]
+    staging = home.store() / ".staging" / name
+    tables = read_source(
+        settings_of(context), staging, home.raw_folder(name), progress.bar(context, "reading raw files")
+    )
+    progress.note(context, _summary(tables))
+    for table in TABLES:
+        path = getattr(tables, table.removeprefix("raw_"))
+        shown = {"dagster/row_count": tables.rows[path.stem]}
+        checks = {}
+        if table == "raw_reviews":
+            shown |= {"rows_read": dict(tables.read)}
+            checks = {"every_row_accounted_for": Check(_accounted(tables), {"rows_read": dict(tables.read)})}
+        if table == "quarantine":
+            shown |= {"rejected": _plain(tables.rejected), "set_aside": _plain(tables.set_aside)}
+        yield publish(Result(path, shown, checks), started, [table])
+
+
+def _accounted(tables: RawTables) -> bool:
+    kept = sum(count for name, count in tables.rows.items() if name != "quarantine")
+    left = sum(sum(reasons.values()) for part in (tables.rejected, tables.set_aside) for reasons in part.values())
+    return sum(tables.read.values()) == kept + left
+
+
+def _plain(counts: object) -> dict[str, dict[str, int]]:
+    return {file: dict(reasons) for file, reasons in counts.items()}  # type: ignore[attr-defined]
+
+
+def _summary(tables: RawTables) -> str:
+    rows = ", ".join(f"{count:,} {name}" for name, count in tables.rows.items() if count and name != "quarantine")
+    bad = sum(sum(reasons.values()) for reasons in tables.rejected.values())
+    return f"read {rows}; {bad:,} malformed rows set aside in `quarantine`"

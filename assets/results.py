@@ -1,0 +1,104 @@
+"""Read what runs left behind: metrics, recommendations, sizes."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets import home, tracking
+from assets.storage import stored_path
+from assets.training import group_of
+from model.registry import MODELS
+from pipeline import parquet
+
+METRIC_PREFIX = "test_"
+
+
+class NothingThereError(ValueError):
+    """Asked for something that no run has made yet, or for an unknown id; the message says what to do."""
+
+
+def latest_runs(instance: dg.DagsterInstance, dataset: str, models: Sequence[str]) -> list[dict[str, Any]]:
+    """Test metrics of the trained models as they stand in the store, one row a model."""
+    rows = []
+    for model in models:
+        key, partition = group_of(model).key("trained_model"), f"{dataset}|{model}"
+        found = instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
+        )
+        shown = found.records[0].asset_materialization
+        assert shown is not None
+        values = {name: value.value for name, value in shown.metadata.items()}
+        metrics = {name.removeprefix(METRIC_PREFIX): value for name, value in values.items()}
+        rows.append({"run": MODELS[model].title, **metrics})
+    return rows
+
+
+def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:
+    """Finished MLflow runs of a dataset, newest first."""
+    import mlflow
+
+    experiment = tracking.connect(dataset)
+    runs = mlflow.MlflowClient().search_runs(
+        [experiment], filter_string="attributes.status = 'FINISHED'", max_results=limit
+    )
+    rows = []
+    for found in runs:
+        metrics = {name.removeprefix(METRIC_PREFIX): value for name, value in found.data.metrics.items()}
+        seed = found.data.params.get("training.seed", "")
+        title = (
+            MODELS[found.data.tags["model"]].title if found.data.tags.get("model") in MODELS else found.info.run_name
+        )
+        epoch = int(metrics.get("best_epoch", 0))
+        rows.append({**metrics, "run": f"{title} {found.info.run_id[:8]}", "seed": seed, "best_epoch": epoch})
+    return rows
+
+
+def recommendations(dataset: str, model: str, user: str) -> tuple[list[str], pl.DataFrame]:
+    """A user's training items by title, and the stored recommendations, best first.
+
+    Raises
+    ------
+    NothingThereError
+        The model has no recommendations yet, or the dataset no such user.
+    """
+    table = _stored(dataset, model).filter(pl.col("user_raw_id") == user)
+    users = parquet.read_table(stored_path(dg.AssetKey("users"), dataset))
+    if user not in users["raw_id"]:
+        near = difflib.get_close_matches(user, users["raw_id"].to_list(), n=3) or users["raw_id"].head(3).to_list()
+        raise NothingThereError(f"{dataset} has no user {user!r} after its core filter; there are, for example: {near}")
+    pairs = parquet.read_table(stored_path(dg.AssetKey("interactions"), dataset))
+    items = parquet.read_table(stored_path(dg.AssetKey("items"), dataset))
+    row = users.filter(pl.col("raw_id") == user)["user"].item()
+    own = pairs.filter((pl.col("user") == row) & (pl.col("split") == "train")).join(items, on="item", how="left")
+    return own.select(pl.coalesce("title", "raw_id"))["title"].to_list(), table.sort("rank")
+
+
+def examples(dataset: str, model: str, count: int = 2) -> list[str]:
+    """Raw ids of a few users, spread evenly."""
+    users = _stored(dataset, model)["user_raw_id"].unique(maintain_order=True)
+    return users.gather([(index + 1) * len(users) // (count + 1) for index in range(count)]).to_list()
+
+
+def size(dataset: str) -> str:
+    """Users x items and pairs of a dataset, or a dash where its interactions have not been made."""
+    paths = [stored_path(dg.AssetKey(name), dataset) for name in ("users", "items", "interactions")]
+    if not all(path.exists() for path in paths):
+        return "-"
+    users, items, pairs = (pl.scan_parquet(path).select(pl.len()).collect().item() for path in paths)
+    return f"{users:,} x {items:,}, {pairs:,}"
+
+
+def _stored(dataset: str, model: str) -> pl.DataFrame:
+    from model.registry import entry
+
+    entry(model)
+    path = stored_path(group_of(model).key("recommendations"), f"{dataset}|{model}")
+    if not path.exists():
+        hint = f"scale run --dataset {dataset} --model {model}"
+        raise NothingThereError(
+            f"{model} has no recommendations for {dataset} under {home.store()}; make them with: {hint}"
+        )
+    return parquet.read_table(path)

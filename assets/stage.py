@@ -1,0 +1,107 @@
+"""One decorator for every data stage: it adds versions, timing, checks and settings to a plain function.
+
+The body loads nothing and stores nothing: it takes its inputs as arguments, calls one function of `pipeline` and
+returns a `Result`.
+"""
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+
+from assets.partitions import DATASETS
+from assets.storage import content_version
+from assets.versions import code_of, settings_key
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outcome of one asset check; a failed one warns, it does not stop the run."""
+
+    passed: bool
+    shown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage produced: the value to store, figures to show, and the outcome of its checks by name."""
+
+    value: Any
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+
+def stage(
+    *, group: str, code: Sequence[str], settings: Sequence[str] = (), checks: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Result]], dg.AssetsDefinition]:
+    """Make a dataset-partitioned asset of a function `(context, **inputs) -> Result`, named like the function.
+
+    Parameters
+    ----------
+    code
+        Modules whose source, with what they import in this project, is the asset's code version; the function's
+        own source always is.
+    settings
+        Groups of settings (see `assets.versions.SETTINGS`) on which the result depends.
+    checks
+        Check name -> what it asserts.
+    """
+
+    def decorate(function: Callable[..., Result]) -> dg.AssetsDefinition:
+        @functools.wraps(function)
+        def body(context: dg.AssetExecutionContext, **inputs: Any):  # type: ignore[no-untyped-def]
+            started = time.perf_counter()
+            return publish(function(context, **inputs), started)
+
+        body.__signature__ = inspect.signature(function).replace(return_annotation=inspect.Signature.empty)  # type: ignore[attr-defined]
+        body.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+        return dg.asset(
+            group_name=group,
+            description=inspect.getdoc(function),
+            partitions_def=DATASETS,
+            deps=[settings_key(name) for name in settings],
+            code_version=code_of(*code, function=function),
+            check_specs=check_specs([function.__name__], checks or {}),
+            kinds={"parquet"},
+        )(body)
+
+    return decorate
+
+
+def check_specs(key: list[str], checks: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
+    """Dagster's declaration of an asset's checks."""
+    return [dg.AssetCheckSpec(name, asset=dg.AssetKey(key), description=text) for name, text in checks.items()]
+
+
+def publish(result: Result, started: float, key: Sequence[str] | None = None) -> dg.MaterializeResult:
+    """Dagster's record of a result, with its content version, row count and seconds since `started`."""
+    return dg.MaterializeResult(
+        asset_key=dg.AssetKey(list(key)) if key else None,
+        value=result.value,
+        data_version=dg.DataVersion(content_version(result.value)),
+        metadata={**_size(result.value), **result.shown, "seconds": round(time.perf_counter() - started, 2)},
+        check_results=[
+            dg.AssetCheckResult(
+                passed=check.passed,
+                check_name=name,
+                asset_key=dg.AssetKey(list(key)) if key else None,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata=dict(check.shown),
+            )
+            for name, check in result.checks.items()
+        ],
+    )
+
+
+def _size(value: Any) -> dict[str, Any]:
+    if isinstance(value, pl.DataFrame):
+        return {"dagster/row_count": value.height}
+    if isinstance(value, np.ndarray):
+        return {"dagster/row_count": value.shape[0], "dimensions": value.shape[1]}
+    return {}

@@ -1,0 +1,255 @@
+"""Training: one asset for each set of things that models read, partitioned by dataset and model.
+
+An edit of a graph makes the models stale that read it, and no other.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_array
+
+from assets import home, tracking
+from assets.partitions import by_dataset_and_model
+from assets.progress import Progress
+from assets.settings import Dataset, partition_of, settings_of
+from assets.stage import Check, Result, check_specs, publish
+from assets.versions import code_of, model_version, recorded_version, settings_key
+from model.registry import MODELS
+from pipeline import fingerprint
+from pipeline.settings import validate
+
+if TYPE_CHECKING:
+    from model.base import RecData, Recommender
+    from model.training import TrainingResult
+
+INPUTS: dict[str, dict[str, type]] = {
+    "interactions": {"users": pl.DataFrame, "items": pl.DataFrame, "interactions": pl.DataFrame},
+    "text": {"item_text_embeddings": np.ndarray, "user_text_embeddings": np.ndarray},
+    "visual": {"item_visual_embeddings": np.ndarray},
+    "semantic_graph": {
+        "semantic_graph": csr_array,
+        "user_subspace_graph": csr_array,
+        "item_subspace_graph": csr_array,
+        "user_item_subspace_graph": csr_array,
+    },
+}
+CHECKS = {"better_than_popularity": "Test Recall@20 is above that of recommending the most popular items."}
+
+
+@dataclass(frozen=True)
+class ModelGroup:
+    """The models that read the same things."""
+
+    name: str
+    needs: frozenset[str]
+    models: list[str]
+
+    def key(self, asset: str) -> dg.AssetKey:
+        """Key of one of the group's assets: `trained_model`, `user_metrics` or `recommendations`."""
+        return dg.AssetKey([self.name, asset])
+
+    @property
+    def settings_key(self) -> dg.AssetKey:
+        """External asset of the models' settings and code, by dataset and model."""
+        return settings_key(f"{self.name}_models")
+
+    @property
+    def partitions(self) -> dg.MultiPartitionsDefinition:
+        return by_dataset_and_model(self.models)
+
+
+def model_groups() -> list[ModelGroup]:
+    """Every set of needs in the registry with its models."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for name, entry in MODELS.items():
+        groups.setdefault(entry.needs, []).append(name)
+    named = {"_".join(sorted(needs - {"interactions"})) or "interactions": needs for needs in groups}
+    return [ModelGroup(name, needs, sorted(groups[needs])) for name, needs in sorted(named.items())]
+
+
+def group_of(model: str) -> ModelGroup:
+    """The group that a model belongs to."""
+    return next(group for group in model_groups() if model in group.models)
+
+
+def inputs_of(group: ModelGroup) -> dict[str, dg.AssetIn]:
+    """What the group's training loads."""
+    return {
+        name: dg.AssetIn(key=name, dagster_type=dg.PythonObjectDagsterType(kind))
+        for need in sorted(group.needs)
+        for name, kind in INPUTS[need].items()
+    }
+
+
+def training_asset(group: ModelGroup) -> dg.AssetsDefinition:
+    """The asset that trains any model of a group."""
+    reads = ", ".join(sorted(group.needs))
+    code_version = code_of("model.training", function=_train)
+
+    @dg.multi_asset(
+        name=f"{group.name}_training",
+        outs={
+            "trained_model": dg.AssetOut(
+                key=group.key("trained_model"),
+                description=f"Final embeddings, users first, of models that read {reads}; the run is in MLflow.",
+                code_version=code_version,
+                kinds={"torch", "mlflow"},
+            ),
+            "user_metrics": dg.AssetOut(
+                key=group.key("user_metrics"),
+                description="Test metrics of every user with a test interaction, for paired tests.",
+                code_version=code_version,
+                kinds={"parquet"},
+            ),
+        },
+        ins=inputs_of(group),
+        deps=[group.settings_key],
+        partitions_def=group.partitions,
+        check_specs=check_specs([*group.key("trained_model").path], CHECKS),
+        group_name="models",
+    )
+    def training(
+        context: dg.AssetExecutionContext, progress: Progress, **inputs: Any
+    ) -> Iterator[dg.MaterializeResult]:
+        yield from _train(context, progress, group, inputs)
+
+    return training
+
+
+def _train(
+    context: dg.AssetExecutionContext, progress: Progress, group: ModelGroup, inputs: dict[str, Any]
+) -> Iterator[dg.MaterializeResult]:
+    """Train one model on one dataset, log it to MLflow, give its embeddings and per-user metrics."""
+    from model.training import train
+
+    started = time.perf_counter()
+    partition = partition_of(context)
+    name, dataset = partition["model"], partition["dataset"]
+    settings = settings_of(context)
+    data = rec_data(dataset, inputs)
+    model = build(name, data, settings)
+    versions = upstream_versions(context, group, dataset)
+    identity = fingerprint.settings_version(versions, model_version(name, settings))
+    checkpoint = home.checkpoint_path(dataset, name)
+    run = tracking.TrainingRun(
+        experiment=dataset,
+        name=f"{MODELS[name].title} seed {settings.training.seed}",
+        settings=_logged(settings, model, name),
+        tags={
+            **{f"version.{asset}": version for asset, version in versions.items()},
+            "dataset": dataset,
+            "model": name,
+            "dagster_run_id": context.run_id,
+            "git_commit": tracking.git_commit(),
+            "profile_history": settings.profiles.history,
+        },
+        resume_file=checkpoint.with_suffix(".run.json"),
+        fingerprint=identity,
+    )
+    bar = progress.bar(context, f"training {MODELS[name].title}")
+
+    def on_epoch(record: Any) -> None:
+        run.epoch(record)
+        bar(record.epoch, settings.training.epochs)
+
+    try:
+        result = train(model, data, settings.training, on_epoch=on_epoch, checkpoint=checkpoint, fingerprint=identity)
+        ids = tracking.Ids(inputs["users"], inputs["items"], _pairs(inputs["interactions"], "train"))
+        weights = {key: value.cpu().numpy() for key, value in model.state_dict().items()}
+        run.finish(result, weights, ids)
+    except BaseException:
+        run.fail()
+        raise
+    checkpoint.unlink(missing_ok=True)
+    yield from _results(group, result, data, run, started)
+
+
+def _results(
+    group: ModelGroup, result: "TrainingResult", data: "RecData", run: tracking.TrainingRun, started: float
+) -> Iterator[dg.MaterializeResult]:
+    from model.metrics import evaluate, popularity
+
+    means = result.test.means
+    baseline = evaluate(popularity(data.train), data.train, data.test, (20,)).means["recall_at_20"]
+    ours = means.get("recall_at_20", float("nan"))
+    checks = {
+        "better_than_popularity": Check(ours > baseline, {"recall_at_20": ours, "popularity_recall_at_20": baseline})
+    }
+    shown = {
+        **{f"test_{name}": value for name, value in means.items()},
+        "epochs": len(result.history),
+        "best_epoch": result.best_epoch,
+        "stopped_by": result.stopped_by,
+        "mlflow_run_id": run.run_id,
+    }
+    embeddings = np.concatenate([result.user_embeddings, result.item_embeddings])
+    yield publish(Result(embeddings, shown, checks), started, group.key("trained_model").path)
+    metrics = pl.DataFrame({"user": result.test.users.astype(np.int32), **result.test.per_user})
+    yield publish(Result(metrics), started, group.key("user_metrics").path)
+
+
+def rec_data(dataset: str, inputs: dict[str, Any]) -> "RecData":
+    """The dataset as models see it, from the stages' tables, embeddings and graphs."""
+    from model.base import RecData, SemanticGraphs
+
+    shape = (inputs["users"].height, inputs["items"].height)
+    splits = {name: _matrix(_pairs(inputs["interactions"], name), shape) for name in ("train", "valid", "test")}
+    semantic = None
+    if "semantic_graph" in inputs:
+        semantic = SemanticGraphs(
+            fused=inputs["semantic_graph"],
+            users=inputs["user_subspace_graph"],
+            items=inputs["item_subspace_graph"],
+            users_to_items=inputs["user_item_subspace_graph"],
+        )
+    visual = inputs.get("item_visual_embeddings")
+    return RecData(
+        name=dataset,
+        **splits,
+        text=inputs.get("item_text_embeddings"),
+        user_text=inputs.get("user_text_embeddings"),
+        visual=visual if visual is not None and len(visual) else None,
+        semantic=semantic,
+    )
+
+
+def build(name: str, data: "RecData", settings: Dataset) -> "Recommender":
+    """A freshly initialised model; its settings are the dataset's `models.<name>`."""
+    import torch
+
+    from model.registry import load
+
+    model_class = load(name)
+    config = validate(model_class.Config, settings.models.get(name, {}), f"models.{name}")
+    return model_class(config, data, torch.Generator().manual_seed(settings.training.seed))
+
+
+def upstream_versions(context: dg.AssetExecutionContext, group: ModelGroup, dataset: str) -> dict[str, str]:
+    """Data version of every stage that the training stands on, and of its settings and code."""
+    graph = context.repository_def.asset_graph
+    versions = {}
+    for key in sorted(graph.get_ancestor_asset_keys(group.key("trained_model")), key=lambda key: key.path):
+        partition = context.partition_key if key == group.settings_key else dataset
+        version = recorded_version(context.instance, key, str(partition))
+        if version is not None:
+            versions[key.to_user_string().replace("/", ".")] = version
+    return versions
+
+
+def _logged(settings: Dataset, model: "Recommender", name: str) -> dict[str, Any]:
+    kept = settings.model_dump(mode="json", exclude={"title", "description", "models", "published"})
+    return {**kept, "model": {"name": name, **model.config.model_dump(mode="json")}}
+
+
+def _pairs(interactions: pl.DataFrame, split: str) -> pl.DataFrame:
+    return interactions.filter(pl.col("split") == split).select("user", "item")
+
+
+def _matrix(pairs: pl.DataFrame, shape: tuple[int, int]) -> csr_array:
+    rows, columns = pairs["user"].to_numpy(), pairs["item"].to_numpy()
+    return csr_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
