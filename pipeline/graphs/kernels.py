@@ -1,0 +1,482 @@
+"""Compiled kernels: dot products, top-k selection, orthogonal matching pursuit.
+
+Every similarity is one chain of fused multiply-adds over the feature axis, in order, whatever tile, block or thread
+it is computed in. So a similarity depends on its two rows alone: identical rows tie exactly, S(i, j) = S(j, i) bit for
+bit, and a graph is the same for every memory budget and thread count. A BLAS promises none of this.
+
+All compiled code lives in this one file, because numba's on-disk cache notices edits of a function's own file only.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import config, get_num_threads, njit, prange, set_num_threads, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# ------------------------------------------------------------------------------------------------- tile product
+
+
+def _lanes() -> int:
+    """Number of float32 in the widest vector register of this machine."""
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16
+    return 8 if features.get("avx") else 4
+
+
+LANES = _lanes()
+ROWS, VECTORS = (12, 2) if LANES == 16 else (6, 2)  # accumulators that just fill 32 or 16 vector registers
+COLUMNS = LANES * VECTORS
+STRIP = 4 * LANES  # columns of a one-row product: four independent chains hide the latency of a multiply-add
+DEPTH = 384  # features per pass: a (DEPTH, COLUMNS) panel slice stays in L1
+TILE = 480  # rows and columns of a task: its products stay in L2. A multiple of ROWS and COLUMNS on every machine
+
+
+def _tile_product(rows: int, vectors: int) -> Callable[..., None]:
+    """Make `product(a, a_start, b, b_start, depth, c, c_start, c_stride, fresh)` for flat float32 arrays.
+
+    It adds (fresh: writes) the product of a (depth, rows) panel slice of `a` and a (depth, vectors * LANES) slice of
+    `b` to a (rows, vectors * LANES) tile of `c`. LLVM's loop vectoriser does not find this form, so it is spelt out.
+    """
+
+    @intrinsic
+    def product(typing_context: Any, a: Any, a_start: Any, b: Any, b_start: Any, depth: Any,
+                c: Any, c_start: Any, c_stride: Any, fresh: Any) -> Any:  # fmt: skip
+        flat, index = types.Array(types.float32, 1, "C"), types.intp
+        signature = types.void(flat, index, flat, index, index, flat, index, index, types.boolean)
+        return signature, emit
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        lane, word = ir.FloatType(), ir.IntType(64)
+        vector = ir.VectorType(lane, LANES)
+        broadcast = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32"
+        )
+
+        def start(array: int, offset: int) -> Any:
+            data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
+            return builder.gep(data, [arguments[offset]])
+
+        def step(pointer: Any, offset: Any) -> Any:
+            return builder.gep(pointer, [ir.Constant(word, offset) if isinstance(offset, int) else offset])
+
+        def load(pointer: Any) -> Any:
+            return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
+
+        a, b, c = start(0, 1), start(2, 3), start(5, 6)
+        depth, stride, fresh = arguments[4], arguments[7], arguments[8]
+        cells = [(row, part) for row in range(rows) for part in range(vectors)]
+        places = {
+            (row, part): step(step(c, builder.mul(ir.Constant(word, row), stride)), part * LANES)
+            for row, part in cells
+        }
+        before = builder.block
+        resume, body, after = (builder.append_basic_block(name) for name in ("resume", "body", "after"))
+        builder.cbranch(fresh, body, resume)
+
+        builder.position_at_end(resume)
+        partial = {cell: load(places[cell]) for cell in cells}
+        builder.branch(body)
+
+        builder.position_at_end(body)
+        k = builder.phi(word)
+        sums = {cell: builder.phi(vector) for cell in cells}
+        a_k = step(a, builder.mul(k, ir.Constant(word, rows)))
+        b_k = step(b, builder.mul(k, ir.Constant(word, vectors * LANES)))
+        columns = [load(step(b_k, part * LANES)) for part in range(vectors)]
+        following = {}
+        for row in range(rows):
+            scalar = builder.load(step(a_k, row), align=4)
+            single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+            spread = builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), broadcast)
+            for part in range(vectors):
+                following[row, part] = builder.call(fma, [spread, columns[part], sums[row, part]])
+        k_next = builder.add(k, ir.Constant(word, 1))
+        for block, value in ((before, ir.Constant(word, 0)), (resume, ir.Constant(word, 0)), (body, k_next)):
+            k.add_incoming(value, block)
+        for cell in cells:
+            sums[cell].add_incoming(ir.Constant(vector, [0.0] * LANES), before)
+            sums[cell].add_incoming(partial[cell], resume)
+            sums[cell].add_incoming(following[cell], body)
+        builder.cbranch(builder.icmp_signed("<", k_next, depth), body, after)
+
+        builder.position_at_end(after)
+        for cell in cells:
+            builder.store(following[cell], builder.bitcast(places[cell], vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return product
+
+
+_multiply_tile = _tile_product(ROWS, VECTORS)
+_multiply_row = _tile_product(1, 4)
+
+
+# ------------------------------------------------------------------------------------------------------- products
+
+
+@njit(parallel=True, cache=True)
+def squared_norms(features, norms):  # type: ignore[no-untyped-def]
+    """Sum of squares of each row of `features` (n, d) float32, in float64; it is not finite where a value is not."""
+    for i in prange(features.shape[0]):
+        total = 0.0
+        for k in range(features.shape[1]):
+            total += np.float64(features[i, k]) * np.float64(features[i, k])
+        norms[i] = total
+
+
+@njit(parallel=True, cache=True)
+def scale_rows(features, kept, norms, units):  # type: ignore[no-untyped-def]
+    """units[r] = features[kept[r]] / norms[kept[r]]."""
+    for r in prange(kept.shape[0]):
+        inverse = 1.0 / norms[kept[r]]
+        for k in range(features.shape[1]):
+            units[r, k] = features[kept[r], k] * inverse
+
+
+@njit(parallel=True, cache=True)
+def _pack(rows, width, panels):  # type: ignore[no-untyped-def]
+    """Lay rows (n, d) out as panels (ceil(n / width), d, width), the last one filled up with zeros."""
+    for panel in prange(panels.shape[0]):
+        for lane in range(width):
+            i = panel * width + lane
+            if i < rows.shape[0]:
+                for k in range(rows.shape[1]):
+                    panels[panel, k, lane] = rows[i, k]
+            else:
+                panels[panel, :, lane] = 0.0
+
+
+def pack(rows: np.ndarray, width: int) -> np.ndarray:
+    """Panels (ceil(n / width), d, width) of rows (n, d), both float32."""
+    panels = np.empty((-(-rows.shape[0] // width), rows.shape[1], width), np.float32)
+    _pack(rows, width, panels)
+    return panels
+
+
+@njit(cache=True)
+def _fill_tile(left, right, i, j, tile):  # type: ignore[no-untyped-def]
+    """tile (TILE * TILE,) = products of rows i * TILE ... with columns j * TILE ... ."""
+    depth = left.shape[1]
+    a, b = left.reshape(-1), right.reshape(-1)
+    a_first, b_first = i * (TILE // ROWS), j * (TILE // COLUMNS)
+    a_last, b_last = min(left.shape[0], a_first + TILE // ROWS), min(right.shape[0], b_first + TILE // COLUMNS)
+    for k in range(0, depth, DEPTH):
+        size = min(DEPTH, depth - k)
+        for q in range(b_first, b_last):
+            for p in range(a_first, a_last):
+                place = (p - a_first) * ROWS * TILE + (q - b_first) * COLUMNS
+                _multiply_tile(a, (p * depth + k) * ROWS, b, (q * depth + k) * COLUMNS, size, tile, place, TILE, k == 0)
+
+
+@njit(cache=True)
+def _store_tile(tile, i, j, out):  # type: ignore[no-untyped-def]
+    last = min(out.shape[1], (j + 1) * TILE)
+    for row in range(i * TILE, min(out.shape[0], (i + 1) * TILE)):
+        place = (row - i * TILE) * TILE
+        out[row, j * TILE : last] = tile[place : place + last - j * TILE]
+
+
+@njit(cache=True)
+def _store_mirrored(tile, i, j, out):  # type: ignore[no-untyped-def]
+    last_row, last_column = min(out.shape[1], (i + 1) * TILE), min(out.shape[0], (j + 1) * TILE)
+    for first_column in range(j * TILE, last_column, 16):  # 16 x 16: whole cache lines on both sides
+        for first_row in range(i * TILE, last_row, 16):
+            for column in range(first_column, min(first_column + 16, last_column)):
+                for row in range(first_row, min(first_row + 16, last_row)):
+                    out[column, row] = tile[(row - i * TILE) * TILE + column - j * TILE]
+
+
+@njit(parallel=True, cache=True)
+def multiply(left, right, out):  # type: ignore[no-untyped-def]
+    """out (n, m) = products of the rows in `left` (panels of ROWS) with those in `right` (panels of COLUMNS)."""
+    across = (out.shape[1] + TILE - 1) // TILE
+    for task in prange((out.shape[0] + TILE - 1) // TILE * across):
+        tile = np.empty(TILE * TILE, np.float32)
+        _fill_tile(left, right, task // across, task % across, tile)
+        _store_tile(tile, task // across, task % across, out)
+
+
+@njit(parallel=True, cache=True)
+def multiply_self(left, right, out):  # type: ignore[no-untyped-def]
+    """As `multiply` for one set of rows in both layouts: only the upper triangle is computed, then mirrored."""
+    across = (out.shape[0] + TILE - 1) // TILE
+    pairs = np.empty((across * (across + 1) // 2, 2), np.int64)
+    count = 0
+    for i in range(across):
+        for j in range(i, across):
+            pairs[count, 0], pairs[count, 1] = i, j
+            count += 1
+    for task in prange(count):
+        i, j = pairs[task, 0], pairs[task, 1]
+        tile = np.empty(TILE * TILE, np.float32)
+        _fill_tile(left, right, i, j, tile)
+        _store_tile(tile, i, j, out)
+        if j > i:
+            _store_mirrored(tile, i, j, out)
+
+
+# ------------------------------------------------------------------------------------------------------ selection
+
+
+@njit(cache=True)
+def _likely_floor(row, k):  # type: ignore[no-untyped-def]
+    """A value that, judging by a sample of the row, at least k and not many more entries reach."""
+    stride = max(1, row.shape[0] // 1024)
+    sample = row[::stride].copy()
+    expected = k * sample.shape[0] / row.shape[0]
+    rank = int(expected + 3.0 * np.sqrt(expected) + 2.0)
+    if rank >= sample.shape[0]:
+        return -np.inf
+    return np.partition(sample, sample.shape[0] - rank)[sample.shape[0] - rank]
+
+
+@njit(cache=True)
+def _reaching(row, first, last, floor, ids, values, count):  # type: ignore[no-untyped-def]
+    """Append the entries of row[first:last] that reach the floor; returns the new count."""
+    for i in range(first, last):
+        ids[count] = i
+        values[count] = row[i] + np.float32(0.0)  # -0.0 becomes 0.0, so that they tie
+        count += row[i] >= floor
+    return count
+
+
+@njit(cache=True)
+def _rank_descending(values, count, ranks, order, spare):  # type: ignore[no-untyped-def]
+    """Stable radix sort. ranks[i] grows as values[i] falls; returns an array whose first `count` entries are the order."""
+    bits = values.view(np.int32)
+    top, bottom = np.int64(-(2**31)), np.int64(2**31)
+    for i in range(count):
+        key = np.int64(bits[i] ^ ((bits[i] >> 31) & np.int32(0x7FFFFFFF)))  # ordered like the floats themselves
+        ranks[i] = key
+        order[i] = i
+        top, bottom = max(top, key), min(bottom, key)
+    for i in range(count):
+        ranks[i] = top - ranks[i]
+    starts = np.empty(257, np.int64)
+    shift = 0
+    while (top - bottom) >> shift:
+        starts[:] = 0
+        for i in range(count):
+            starts[((ranks[i] >> shift) & 255) + 1] += 1
+        for digit in range(256):
+            starts[digit + 1] += starts[digit]
+        for i in range(count):
+            digit = (ranks[order[i]] >> shift) & 255
+            spare[starts[digit]] = order[i]
+            starts[digit] += 1
+        order, spare = spare, order
+        shift += 8
+    return order
+
+
+@njit(parallel=True, cache=True)
+def select(similarities, own, by_id, chosen, values):  # type: ignore[no-untyped-def]
+    """The largest entries of each row of `similarities` (n, m), equal ones in favour of the lower column.
+
+    own (n,) is a column to leave out of each row, or -1. `chosen` (n, k) int32 takes the columns, `values` (n, k)
+    float32 their entries: largest first, or in column order if `by_id`. k must not exceed the columns that are left.
+    """
+    n, m = similarities.shape
+    k = chosen.shape[1]
+    chunk = 32  # rows that share one allocation of scratch
+    for task in prange((n + chunk - 1) // chunk):
+        ids, found = np.empty(m + 1, np.int32), np.empty(m + 1, np.float32)
+        ranks, order, spare = np.empty(m, np.int64), np.empty(m, np.int32), np.empty(m, np.int32)
+        for i in range(task * chunk, min(n, (task + 1) * chunk)):
+            row = similarities[i]
+            floor = _likely_floor(row, k)
+            count = 0
+            while True:
+                split = m if own[i] < 0 else own[i]
+                count = _reaching(row, 0, split, floor, ids, found, 0)
+                count = _reaching(row, split + 1, m, floor, ids, found, count)
+                if count >= k:
+                    break
+                floor = -np.inf
+            sorted_order = _rank_descending(found, count, ranks, order, spare)
+            if by_id:
+                last = ranks[sorted_order[k - 1]]
+                ties = 0  # entries equal to the last one chosen that have a place
+                while ties < k and ranks[sorted_order[k - 1 - ties]] == last:
+                    ties += 1
+                place = 0
+                for c in range(count):
+                    if ranks[c] < last or (ranks[c] == last and ties > 0):
+                        ties -= ranks[c] == last
+                        chosen[i, place] = ids[c]
+                        values[i, place] = found[c]
+                        place += 1
+            else:
+                for place in range(k):
+                    chosen[i, place] = ids[sorted_order[place]]
+                    values[i, place] = found[sorted_order[place]]
+
+
+# -------------------------------------------------------------------------------------------------------- pursuit
+
+STOP = 1e-6  # of the target's norm: residual or best correlation at which the pursuit ends
+DEPENDENT = 1e-6  # squared distance from the span of the chosen atoms under which an atom counts as inside it
+CAREFUL = 1e-3  # squared residual or distance, and correlation, under which float32 correlations no longer decide
+
+
+@njit(cache=True)
+def _pack_dictionary(candidates, ids, panels):  # type: ignore[no-untyped-def]
+    """panels (ceil(k_s / STRIP), d, STRIP) = the dictionary's rows; lanes past the last are left as they are."""
+    depth = candidates.shape[1]
+    for first in range(0, ids.shape[0], 16):
+        last = min(first + 16, ids.shape[0])
+        for k_first in range(0, depth, 16):
+            for k in range(k_first, min(k_first + 16, depth)):
+                for i in range(first, last):
+                    panels[i // STRIP, k, i % STRIP] = candidates[ids[i], k]
+
+
+@njit(cache=True)
+def _dot(left, right):  # type: ignore[no-untyped-def]
+    """Dot product in float64, four interleaved chains in a fixed order."""
+    a = b = c = d = 0.0
+    size = left.shape[0]
+    for k in range(0, size - 3, 4):
+        a += np.float64(left[k]) * np.float64(right[k])
+        b += np.float64(left[k + 1]) * np.float64(right[k + 1])
+        c += np.float64(left[k + 2]) * np.float64(right[k + 2])
+        d += np.float64(left[k + 3]) * np.float64(right[k + 3])
+    for k in range(size - size % 4, size):
+        a += np.float64(left[k]) * np.float64(right[k])
+    return (a + b) + (c + d)
+
+
+@njit(cache=True)
+def _orthogonalise(vector, basis, count):  # type: ignore[no-untyped-def]
+    for _ in range(2):  # twice is enough (Kahan)
+        for s in range(count):
+            vector -= _dot(basis[s], vector) * basis[s]
+
+
+@njit(cache=True)
+def _pursue_exactly(target, candidates, ids, support, count):  # type: ignore[no-untyped-def]
+    """Go on from `count` chosen atoms with the residual itself, in float64; returns the final count."""
+    sparsity, depth = support.shape[0], target.shape[0]
+    basis = np.empty((sparsity, depth), np.float64)
+    open_atoms = np.ones(ids.shape[0], np.bool_)
+    for s in range(count):
+        basis[s] = candidates[support[s]]
+        _orthogonalise(basis[s], basis, s)
+        basis[s] /= np.sqrt(_dot(basis[s], basis[s]))
+        open_atoms[np.searchsorted(ids, support[s])] = False
+    residual = target.astype(np.float64)
+    norm = np.sqrt(_dot(residual, residual))
+    _orthogonalise(residual, basis, count)
+    while count < sparsity and np.sqrt(_dot(residual, residual)) > STOP * norm:
+        best, atom = STOP * norm, -1
+        for i in range(ids.shape[0]):
+            if open_atoms[i]:
+                correlation = abs(_dot(candidates[ids[i]], residual))
+                if correlation > best:
+                    best, atom = correlation, i
+        if atom < 0:
+            break
+        open_atoms[atom] = False
+        basis[count] = candidates[ids[atom]]
+        _orthogonalise(basis[count], basis, count)
+        distance = _dot(basis[count], basis[count])
+        if distance < DEPENDENT:
+            continue
+        basis[count] /= np.sqrt(distance)
+        support[count] = ids[atom]
+        count += 1
+        _orthogonalise(residual, basis, count)
+    return count
+
+
+@njit(cache=True)
+def _pursue_one(target, candidates, ids, similarities, gram, support, alpha, lines, panels):  # type: ignore[no-untyped-def]
+    """Orthogonal matching pursuit of one target in correlation space.
+
+    With the chosen atoms orthonormalised to q_1 ... q_s, lines[s, i] = <D_i, q_s> and alpha[i] = <D_i, residual>, a
+    round needs only one line of the Gram matrix: no product of length d. `ids` ascend, so the first of equal
+    correlations is the lowest candidate.
+    """
+    size, sparsity, depth = ids.shape[0], support.shape[0], target.shape[0]
+    alpha[:size] = similarities
+    residual, count, packed = 1.0, 0, False
+    while count < sparsity:
+        best, atom = np.float32(-1.0), 0
+        for i in range(size):
+            if abs(alpha[i]) > best:
+                best, atom = abs(alpha[i]), i
+        if best < CAREFUL:
+            return _pursue_exactly(target, candidates, ids, support, count)
+        line = lines[count]
+        if gram.shape[0] > 0:
+            products = gram[ids[atom]]
+            for i in range(size):
+                line[i] = products[ids[i]]
+        else:
+            if not packed:
+                _pack_dictionary(candidates, ids, panels)
+                packed = True
+            flat, start = candidates.reshape(-1), np.int64(ids[atom]) * depth
+            for p in range(panels.shape[0]):
+                _multiply_row(flat, start, panels.reshape(-1), p * depth * STRIP, depth, line, p * STRIP, STRIP, True)
+        distance = 1.0
+        for s in range(count):
+            share = lines[s, atom]
+            distance -= np.float64(share) * np.float64(share)
+            for i in range(size):
+                line[i] -= share * lines[s, i]
+        if distance < CAREFUL:
+            return _pursue_exactly(target, candidates, ids, support, count)
+        inverse = np.float32(1.0 / np.sqrt(distance))
+        coefficient = alpha[atom] * inverse
+        for i in range(size):
+            line[i] *= inverse
+            alpha[i] -= coefficient * line[i]
+        support[count] = ids[atom]
+        count += 1
+        for s in range(count):
+            alpha[np.searchsorted(ids, support[s])] = 0.0
+        residual -= np.float64(coefficient) * np.float64(coefficient)
+        if residual < CAREFUL:
+            return _pursue_exactly(target, candidates, ids, support, count)
+    return count
+
+
+@njit(parallel=True, cache=True)
+def pursue(targets, candidates, ids, similarities, gram, supports):  # type: ignore[no-untyped-def]
+    """Supports of orthogonal matching pursuit, one target a row.
+
+    targets (n, d), candidates (m, d): unit rows, float32. ids (n, k_s) int32 ascending in each row, with their
+    similarities (n, k_s) to the target. gram (m, m): products of all candidates, or (0, 0), and then the products a
+    round needs are computed from the gathered dictionary, to the same bits. supports (n, k_o) int32, filled with -1
+    by the caller, takes the candidates in the order of their choice.
+    """
+    n, size = ids.shape
+    chunk = 32  # targets that share one allocation of scratch
+    strips = (size + STRIP - 1) // STRIP
+    for task in prange((n + chunk - 1) // chunk):
+        alpha = np.empty(size, np.float32)
+        lines = np.empty((supports.shape[1], strips * STRIP), np.float32)
+        panels = np.zeros((0 if gram.shape[0] > 0 else strips, targets.shape[1], STRIP), np.float32)
+        for t in range(task * chunk, min(n, (task + 1) * chunk)):
+            _pursue_one(targets[t], candidates, ids[t], similarities[t], gram, supports[t], alpha, lines, panels)
+
+
+# -------------------------------------------------------------------------------------------------------- threads
+
+
+@contextmanager
+def thread_pool(threads: int | None) -> Iterator[None]:
+    """Run the kernels on this many threads (None: all that numba has), and put the old number back afterwards."""
+    previous = get_num_threads()
+    set_num_threads(min(threads or config.NUMBA_NUM_THREADS, config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        set_num_threads(previous)

@@ -1,0 +1,102 @@
+"""Exact nearest neighbours by cosine similarity, and the feature similarity graphs made of them (eqs. 4, 5)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from pipeline.graphs import csr
+
+
+class Neighbours(NamedTuple):
+    """The k' nearest candidates of n queries, nearest first, equal ones by ascending id.
+
+    ids
+        (n, k') int32; a row of -1 for a zero query, which has no neighbours.
+    similarities
+        (n, k') float32 cosines; 0 where the id is -1.
+    """
+
+    ids: np.ndarray
+    similarities: np.ndarray
+
+
+def nearest(
+    queries: np.ndarray,
+    candidates: np.ndarray | None,
+    k: int,
+    memory_gb: float = 4.0,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Neighbours:
+    """Exact top-k candidates of each query by cosine similarity.
+
+    The result depends on the features and k alone: not on memory, threads, or blocks. Zero rows have no direction: a
+    zero query gets no neighbours, and a zero candidate is nobody's neighbour.
+
+    Parameters
+    ----------
+    queries
+        (n, d) floating point; rows are normalised here.
+    candidates
+        (m, d), or None: the queries themselves, each row's own self excluded.
+    k
+        Neighbours of a query; fewer (k') where there are fewer candidates.
+    memory_gb
+        Budget in 10^9 bytes of the similarities held at a time. Copies of the features come on top: 4 d bytes for each
+        query and 8 d for each candidate.
+    threads
+        Default: every core.
+    progress
+        Called with (queries done, queries in all).
+
+    Raises
+    ------
+    ValueError
+        If k < 1, the dimensions differ, or a feature is NaN or infinite (names the row).
+    """
+    from pipeline.graphs import kernels, products
+
+    if k < 1:
+        raise ValueError(f"k = {k}: ask for at least one neighbour")
+    with kernels.thread_pool(threads):
+        left, right = products.unit_pair(queries, candidates)
+        same = candidates is None
+        count = max(0, min(k, right.kept.size - same))
+        ids = np.full((queries.shape[0], count), -1, np.int32)
+        similarities = np.zeros((queries.shape[0], count), np.float32)
+        if count == 0 or left.kept.size == 0:
+            return Neighbours(ids, similarities)
+        budget = memory_gb * 1e9
+        whole = products.gram(left.units, budget) if same else None
+        for first, last, block in products.similarity_blocks(left.units, right.units, whole, budget):
+            own = np.arange(first, last) if same else np.full(last - first, -1)
+            chosen, values = np.empty((last - first, count), np.int32), np.empty((last - first, count), np.float32)
+            kernels.select(block, own, False, chosen, values)
+            ids[left.kept[first:last]] = right.kept[chosen]
+            similarities[left.kept[first:last]] = values
+            if progress is not None:
+                progress(last, left.kept.size)
+    return Neighbours(ids, similarities)
+
+
+def similarity_graph(
+    queries: np.ndarray,
+    candidates: np.ndarray | None,
+    k: int,
+    memory_gb: float = 4.0,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> csr_array:
+    """Feature similarity graph (eqs. 4, 5): an edge from each query to its k nearest candidates.
+
+    Parameters and errors are those of `nearest`.
+
+    Returns
+    -------
+    csr_array
+        (n, m) float32, all data 1.0, indices sorted.
+    """
+    neighbours = nearest(queries, candidates, k, memory_gb, threads, progress)
+    return csr.from_neighbours(neighbours.ids, (queries if candidates is None else candidates).shape[0])

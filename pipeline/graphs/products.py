@@ -1,0 +1,101 @@
+"""Unit rows and their similarities, a block of rows at a time, within a memory budget.
+
+No BLAS takes part, so the kernels' thread pool is the only one that is busy (see `kernels`).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.graphs import kernels
+
+LARGEST_BLOCK = 4 * kernels.TILE  # rows; enough work for every thread, small enough for a lively progress bar
+
+
+class UnitRows(NamedTuple):
+    """Rows that have a direction: `units` (r, d) float32 of norm 1, and `kept` (r,) int32, their original rows."""
+
+    units: np.ndarray
+    kept: np.ndarray
+
+
+def unit_rows(features: np.ndarray, name: str) -> UnitRows:
+    """L2-normalise, and leave out zero rows: they have no direction and hence no neighbours.
+
+    Parameters
+    ----------
+    features
+        (n, d) floating point.
+    name
+        What to call them in an error.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not (n, d) with d > 0, or a value is NaN or infinite (names the row).
+    """
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise ValueError(f"{name}: expected features of shape (rows, dimensions), found {features.shape}")
+    rows = np.ascontiguousarray(features, dtype=np.float32)
+    squares = np.empty(rows.shape[0], np.float64)
+    kernels.squared_norms(rows, squares)
+    bad = np.flatnonzero(~np.isfinite(squares))
+    if bad.size:
+        raise ValueError(f"{name}: row {bad[0]} holds NaN or infinite values ({bad.size} such rows); encode it again")
+    kept = np.flatnonzero(squares > 0).astype(np.int32)
+    units = np.empty((kept.size, rows.shape[1]), np.float32)
+    kernels.scale_rows(rows, kept, np.sqrt(squares), units)
+    return UnitRows(units, kept)
+
+
+def unit_pair(queries: np.ndarray, candidates: np.ndarray | None) -> tuple[UnitRows, UnitRows]:
+    """Unit rows of both sides, which are one and the same object if `candidates` is None."""
+    if candidates is None:
+        rows = unit_rows(queries, "features")
+        return rows, rows
+    if queries.shape[1:] != candidates.shape[1:]:
+        raise ValueError(
+            f"queries have shape {queries.shape}, candidates {candidates.shape}: encode both with the same model"
+        )
+    return unit_rows(queries, "queries"), unit_rows(candidates, "candidates")
+
+
+def gram(units: np.ndarray, budget: float) -> np.ndarray | None:
+    """Products of all rows (m, m) float32, or None where they and one block of rows exceed `budget` bytes."""
+    size = units.shape[0]
+    if 4 * size * (size + kernels.ROWS) > budget:
+        return None
+    out = np.empty((size, size), np.float32)
+    kernels.multiply_self(kernels.pack(units, kernels.ROWS), kernels.pack(units, kernels.COLUMNS), out)
+    return out
+
+
+def similarity_blocks(
+    queries: np.ndarray, candidates: np.ndarray, products: np.ndarray | None, budget: float
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield `first, last, similarities` (last - first, m) over all queries; the array is only good until the next.
+
+    Parameters
+    ----------
+    queries, candidates
+        (n, d) and (m, d) unit rows.
+    products
+        The similarities, if they are there already.
+    budget
+        Bytes that a block may take; it has at least one row.
+    """
+    n, m = queries.shape[0], candidates.shape[0]
+    if products is not None:
+        for first in range(0, n, LARGEST_BLOCK):
+            last = min(n, first + LARGEST_BLOCK)
+            yield first, last, products[first:last]
+        return
+    rows = int(min(max(budget // (4 * m), 1), LARGEST_BLOCK, n))
+    right = kernels.pack(candidates, kernels.COLUMNS)
+    buffer = np.empty((rows, m), np.float32)
+    for first in range(0, n, rows):
+        last = min(n, first + rows)
+        block = buffer[: last - first]
+        kernels.multiply(kernels.pack(queries[first:last], kernels.ROWS), right, block)
+        yield first, last, block
