@@ -18,9 +18,14 @@ from pipeline.sources.amazon import read_files
 from pipeline.sources.writer import RawWriter
 
 WORDS = Path(__file__).with_name("demo_words.yaml")
-FEWEST, MOST = 8, 12  # interactions of a user
-OFF_INTEREST = 0.12  # share of interactions that follow no interest: gifts, impulses
-POPULARITY_SPREAD = 0.5  # standard deviation of the logarithm of an item's popularity
+FEWEST = 8
+MOST = 9
+LEAST_INTERESTS = 3
+LIKED_THEMES = 2
+OFF_INTEREST = 0.1
+POPULARITY_SPREAD = 0.3
+MAIN_THEME = 0.8
+THEME_FOCUS = 5.0
 
 Bank = dict[str, dict[str, dict[str, list[str]]]]  # interest -> theme -> products, words
 
@@ -61,13 +66,14 @@ def planted(settings: DemoSource) -> Planted:
     interests, themes = len(bank), len(next(iter(bank.values())))
     item_interest = rng.permutation(np.arange(settings.items) % interests)
     main = rng.permutation(np.arange(settings.items) % themes)
-    item_themes = rng.dirichlet(np.full(themes, 0.5), settings.items) * 0.3  # (N, T), beside the main theme
-    item_themes[np.arange(settings.items), main] += 0.7
+    item_themes = rng.dirichlet(np.full(themes, 0.5), settings.items) * (1 - MAIN_THEME)  # (N, T)
+    item_themes[np.arange(settings.items), main] += MAIN_THEME
     user_themes = np.zeros((settings.users, interests, themes))
     for user in range(settings.users):
-        chosen = rng.choice(interests, size=rng.integers(2, 4), replace=False)
-        shares = rng.dirichlet(np.full(chosen.size, 3.0))
-        user_themes[user, chosen] = shares[:, None] * rng.dirichlet(np.full(themes, 0.4), chosen.size)
+        chosen = rng.choice(interests, size=rng.integers(LEAST_INTERESTS, 4), replace=False)
+        for interest in chosen:
+            liked = rng.choice(themes, size=LIKED_THEMES, replace=False)
+            user_themes[user, interest, liked] = rng.dirichlet(np.full(LIKED_THEMES, THEME_FOCUS)) / chosen.size
     users, items, off_interest = _interactions(item_interest, item_themes, user_themes, rng)
     return Planted(bank, item_interest, item_themes, user_themes, users, items, off_interest)
 

@@ -43,7 +43,7 @@ DESCRIPTIONS = (
     "Anyone who enjoys {theme} knows {a}; this {product} was designed around it, with {b} in mind.",
     "Think of {a}, think of {b}: the {edition} {product} handles both.",
 )
-MORE = ("Loved for {a}.", "Works well with {a} and {b}.", "Tested by people who care about {a}.", "Ready for {a}.")
+MORE = ("Loved for {a} and {b}.", "Works well with {a} and {b}.", "Tested on {a}, ready for {b}.")
 FILLERS = (
     "Ships in recyclable packaging.",
     "One year limited warranty.",
@@ -127,7 +127,7 @@ def _item_record(truth: Planted, item: int, words: _Words) -> dict[str, Any]:
     product = words.one(list(themes.values())[int(truth.item_themes[item].argmax())]["products"])
     brand, edition = words.one(BRANDS), words.one(EDITIONS)
     sentences = [words.fill(DESCRIPTIONS, item, product=product, edition=edition.lower())]
-    sentences += [words.fill(MORE, item) for _ in range(2)]
+    sentences += [words.fill(MORE, item) for _ in range(3)]
     if words.chance(0.4):
         sentences.append(words.one(FILLERS))
     record: dict[str, Any] = {"title": " ".join(f"{brand} {edition} {product}".title().split())}

@@ -13,6 +13,7 @@ PRICE_CHARACTERS = 40  # a longer "price" is a piece of the page it was cut from
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.DOTALL)
 _SCRIPT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_PRICE = re.compile(r"[^{}]*\d[^{}]*")
 _SPACE = re.compile(r"\s+")
 
 
@@ -100,7 +101,7 @@ def labels(value: Any) -> list[str] | None:
 def price(value: Any) -> str | None:
     """A price as printed; null where the field holds no figure or a piece of a page."""
     found = text(value)
-    if found is None or len(found) > PRICE_CHARACTERS or not any(map(str.isdigit, found)):
+    if found is None or len(found) > PRICE_CHARACTERS or not _PRICE.fullmatch(found):
         return None
     return found
 

@@ -77,7 +77,7 @@ def lines(path: Path, progress: ByteProgress) -> Iterator[tuple[int, bytes]]:
                 rest = content.readline(MAX_LINE_BYTES + 1)
             if number % TELL_EVERY == 0:
                 progress.at(raw.tell())
-            yield number, line
+            yield number, line.rstrip(b"\r\n")
     progress.file_done(path)
 
 
