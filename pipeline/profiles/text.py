@@ -26,7 +26,9 @@ _SPACE = re.compile(r"\s+")
 # Scripts without spaces: one character counts as a word. A run of 40 characters without a space is no word but
 # an address or junk: it counts as several and may be cut, so that a budget in words always bounds the text.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]{{1,40}}")
+_LONGEST_WORD = 40
+_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
 
 
 def clean_text(text: str | None) -> str:
@@ -55,17 +57,27 @@ def clean_categories(categories: list[str] | None) -> str:
 
 def count_words(text: str) -> int:
     """Number of words; a character of an unspaced script is one, a run of n > 40 characters is ceil(n / 40)."""
-    return len(_WORD.findall(text))
+    return len(text.split()) if _has_plain_words(text) else len(_WORD.findall(text))
 
 
 def cut_words(text: str, limit: int) -> str:
     """The first `limit` words of `text`, as they stand in it."""
     if limit <= 0:
         return ""
+    if _has_plain_words(text):
+        pieces = text.split(None, limit)
+        return text if len(pieces) <= limit else text[: -len(pieces[-1])].rstrip()
     for number, match in enumerate(_WORD.finditer(text), start=1):
         if number == limit:
             return text[: match.end()]
     return text
+
+
+def _has_plain_words(text: str) -> bool:
+    """Whether white space alone says where the words are: many times faster than a search."""
+    if not text.isascii() and _UNSPACED_CHARACTER.search(text):
+        return False
+    return max(map(len, text.split()), default=0) <= _LONGEST_WORD
 
 
 def _without_code(text: str) -> str:
