@@ -9,6 +9,7 @@ import typer
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="""SCALE: from raw reviews to semantic graphs to a trained recommender.
 
@@ -49,15 +50,13 @@ def run(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = No
     models = list(dict.fromkeys(model or ["scale"]))
     _check_models(models, settings)
     home.dagster_home()
-    progress = terminal.TerminalProgress()
-    with dg.DagsterInstance.get() as instance, progress.shown():
-        refresh = Refresh(instance, dataset, settings, overrides, models, progress)
+    with dg.DagsterInstance.get() as instance, terminal.bars:
+        refresh = Refresh(instance, dataset, settings, overrides, models, terminal.TerminalProgress())
         ran = refresh.run(terminal.show_wave)
         rows = latest_runs(instance, dataset, models)
     total = len(refresh.nodes)
-    terminal.console.print(
-        f"ran {len(ran)} of {total} stages, {total - len(set(ran))} were up to date, {time.perf_counter() - started:.0f} s\n"
-    )
+    seconds = time.perf_counter() - started
+    terminal.console.print(f"ran {len(ran)} of {total} stages in {seconds:.0f} s, the others were up to date\n")
     terminal.console.print(terminal.results_table(rows, settings.published, f"Test metrics on {dataset}"))
     _show_examples(dataset, models[0])
     terminal.console.print(
@@ -105,17 +104,18 @@ def datasets() -> None:
     from assets import terminal
     from assets.results import size
     from assets.settings import dataset as load_dataset
-    from pipeline.settings import SettingsError, dataset_files
+    from pipeline.settings import DATASETS_FOLDER, SettingsError, dataset_files
 
     table = Table(header_style="bold")
     for name in ("dataset", "title", "kind", "users x items, pairs", "settings"):
         table.add_column(name, overflow="fold")
     for name, path in dataset_files().items():
+        place = "built in" if path.parent == DATASETS_FOLDER else str(path)
         try:
             settings = load_dataset(name)
-            table.add_row(name, settings.title, settings.source.kind, size(name), str(path))
+            table.add_row(name, settings.title, settings.source.kind, size(name), place)
         except SettingsError as error:
-            table.add_row(name, f"[red]{error}[/]", "", "", str(path))
+            table.add_row(name, f"[red]{error}[/]", "", "", place)
     terminal.console.print(table)
 
 

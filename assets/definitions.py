@@ -1,6 +1,7 @@
 """Everything Dagster knows: the assets of every stage, their storage, and how runs execute."""
 
 import dagster as dg
+from upath import UPath
 
 from assets import embeddings, graphs, home, interactions, profiles, raw
 from assets.progress import Progress
@@ -16,16 +17,14 @@ MODEL_ASSETS = [asset for group in GROUPS for asset in (training_asset(group), r
 SETTINGS_ASSETS = [*SETTINGS_SPECS, *(model_settings_spec(group.settings_key, group.partitions) for group in GROUPS)]
 
 
-def resources(progress: Progress | None = None) -> dict[str, object]:
-    """Storage and progress reporting of a run."""
-    from upath import UPath
+def definitions(progress: Progress) -> dg.Definitions:
+    """Everything, with long stages reporting to `progress`."""
+    return dg.Definitions(
+        assets=[*DATA_ASSETS, *MODEL_ASSETS, *SETTINGS_ASSETS],
+        resources={"io_manager": ParquetIOManager(UPath(home.store())), "progress": progress},
+        # In one process: a step of its own costs seconds of start-up, and a stage uses every core by itself.
+        executor=dg.in_process_executor,
+    )
 
-    return {"io_manager": ParquetIOManager(UPath(home.store())), "progress": progress or Progress()}
 
-
-# In one process: a step of its own costs seconds of start-up, and a stage uses every core by itself.
-defs = dg.Definitions(
-    assets=[*DATA_ASSETS, *MODEL_ASSETS, *SETTINGS_ASSETS],
-    resources=resources(),
-    executor=dg.in_process_executor,
-)
+defs = definitions(Progress())

@@ -1,14 +1,13 @@
 """Recommendations: what a trained model would show every user, and why."""
 
 import time
-from collections.abc import Iterator
 
 import dagster as dg
 import numpy as np
 import polars as pl
 
 from assets.stage import Check, Result, check_specs, publish
-from assets.training import ModelGroup
+from assets.training import ModelGroup, interaction_matrix, pairs_of
 from assets.versions import code_of
 
 TOP = 20
@@ -23,18 +22,12 @@ def recommendations_asset(group: ModelGroup) -> dg.AssetsDefinition:
         outs={
             "recommendations": dg.AssetOut(
                 key=group.key("recommendations"),
-                description=f"Top {TOP} items of every user: raw ids, titles, scores, nearest items of their own as reason.",
+                description=f"Top {TOP} items of every user, with scores and the nearest own items as reason.",
                 code_version=code_of("model.metrics", "pipeline.reasons", function=recommend),
                 kinds={"parquet"},
             )
         },
-        ins={
-            "trained_model": dg.AssetIn(
-                group.key("trained_model"), dagster_type=dg.PythonObjectDagsterType(np.ndarray)
-            ),
-            **{name: dg.AssetIn(name) for name in ("users", "items", "interactions")},
-            "item_text_embeddings": dg.AssetIn(dagster_type=dg.PythonObjectDagsterType(np.ndarray)),
-        },
+        ins={"trained_model": dg.AssetIn(group.key("trained_model"))},
         partitions_def=group.partitions,
         check_specs=check_specs([*group.key("recommendations").path], CHECKS),
         group_name="recommendations",
@@ -45,7 +38,7 @@ def recommendations_asset(group: ModelGroup) -> dg.AssetsDefinition:
         items: pl.DataFrame,
         interactions: pl.DataFrame,
         item_text_embeddings: np.ndarray,
-    ) -> Iterator[dg.MaterializeResult]:
+    ):  # type: ignore[no-untyped-def]
         started = time.perf_counter()
         table = recommend(trained_model, users, items, interactions, item_text_embeddings)
         seen = interactions.filter(pl.col("split") == "train").select("user", "item")
@@ -78,12 +71,11 @@ def recommend(
     polars.DataFrame
         user, user_raw_id, rank (from 1), item, item_raw_id, title, score, reasons (titles or raw ids).
     """
-    from assets.training import _matrix, _pairs
-    from model.metrics import top_items
+    from model import metrics
     from pipeline.reasons import nearest_in_history
 
-    history = _matrix(_pairs(interactions, "train"), (users.height, items.height))
-    best, scores = top_items(embeddings[: users.height], embeddings[users.height :], history, TOP)  # (M, k)
+    history = interaction_matrix(pairs_of(interactions, "train"), (users.height, items.height))
+    best, scores = metrics.recommend(embeddings[: users.height], embeddings[users.height :], history, TOP)  # (M, k)
     why = nearest_in_history(best, history, vectors)  # (M, k, 2)
     names = items.with_columns(name=pl.col("title").fill_null(pl.col("raw_id"))).select(
         "item", "raw_id", "title", "name"

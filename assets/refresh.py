@@ -71,8 +71,9 @@ class Refresh:
         models: Sequence[str],
         progress: Progress,
     ) -> None:
-        from assets.definitions import defs, resources
+        from assets.definitions import definitions
 
+        defs = definitions(progress)
         self._instance = instance
         self._dataset = dataset
         self._settings = settings
@@ -80,7 +81,6 @@ class Refresh:
         self._models = list(models)
         self._job = defs.resolve_implicit_global_asset_job_def()
         self._graph = defs.resolve_asset_graph()
-        self._resources = resources(progress)
         order = {key: position for position, key in enumerate(self._graph.toposorted_asset_keys)}
         self.nodes = sorted(set(self._wanted()), key=lambda node: (order[node.key], node.partition))
 
@@ -164,7 +164,6 @@ class Refresh:
             instance=self._instance,
             partition_key=partition,
             asset_selection=keys,
-            resources=self._resources,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             tags={OVERRIDES_TAG: json.dumps(self._overrides)} if self._overrides else None,
             raise_on_error=False,

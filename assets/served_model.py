@@ -3,7 +3,6 @@
 MLflow copies this one file into the model's folder and runs it there, so it stands alone and needs no pickle.
 """
 
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -62,5 +61,5 @@ class RankedItems(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"user": user, "rank": ranks, "item": self.item_ids[best], "score": scores[best]})
 
 
-if Path(__file__).parent.name != "assets":  # imported by the project's own tools, there is nothing to serve
+if __name__ != "assets.served_model":  # run by MLflow, not imported by the project
     mlflow.models.set_model(RankedItems())

@@ -59,8 +59,6 @@ def stage(
             started = time.perf_counter()
             return publish(function(context, **inputs), started)
 
-        body.__signature__ = inspect.signature(function).replace(return_annotation=inspect.Signature.empty)  # type: ignore[attr-defined]
-        body.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
         return dg.asset(
             group_name=group,
             description=inspect.getdoc(function),
@@ -69,9 +67,18 @@ def stage(
             code_version=code_of(*code, function=function),
             check_specs=check_specs([function.__name__], checks or {}),
             kinds={"parquet"},
-        )(body)
+        )(takes(body, {name: kind for name, kind in function.__annotations__.items() if name != "return"}))
 
     return decorate
+
+
+def takes(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Callable[..., Any]:
+    """Give a `**inputs` function the parameters and annotations that Dagster is to see, and no return annotation."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in inputs.items()]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = dict(inputs)
+    return function
 
 
 def check_specs(key: list[str], checks: Mapping[str, str]) -> list[dg.AssetCheckSpec]:

@@ -2,13 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 import polars as pl
-from pydantic import PrivateAttr
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,24 +22,20 @@ HEADINGS = {"recall_at_10": "R@10", "recall_at_20": "R@20", "ndcg_at_10": "N@10"
 SHOW_AFTER = 0.5  # seconds: a shorter job needs no bar
 
 
+# One terminal, one set of bars; drawn while `with bars:` lasts.
+bars = RichProgress(
+    TextColumn("  {task.description:<24}"),
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+    console=console,
+    transient=True,
+)
+
+
 class TerminalProgress(Progress):
-    """Progress bars; one stays on the terminal for every job that takes a while."""
-
-    _bars: RichProgress = PrivateAttr()
-
-    @contextmanager
-    def shown(self) -> Iterable[None]:  # type: ignore[misc]
-        """Draw bars while the block runs."""
-        columns = (
-            TextColumn("  {task.description:<28}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bars = RichProgress(*columns, console=console, transient=True)
-        with self._bars:
-            yield
+    """A progress bar for every job that takes a while."""
 
     def bar(self, context: dg.AssetExecutionContext, label: str) -> Callable[[int, int], None]:
         started = time.monotonic()
@@ -50,9 +44,9 @@ class TerminalProgress(Progress):
         def report(done: int, total: int) -> None:
             nonlocal task
             if task is None and time.monotonic() - started >= SHOW_AFTER:
-                task = self._bars.add_task(label, total=total)
+                task = bars.add_task(label, total=total)
             if task is not None:
-                self._bars.update(task, completed=done, total=total, visible=done < total)
+                bars.update(task, completed=done, total=total, visible=done < total)
 
         return report
 

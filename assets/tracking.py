@@ -26,7 +26,8 @@ PARAMETER_LENGTH = 6000  # MLflow's own limit
 
 def connect(experiment: str) -> str:
     """Point MLflow at its store, make the experiment if it is new, give its id."""
-    os.environ.setdefault("MLFLOW_DISABLE_AUTO_LOGGING", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     uri = home.tracking_uri()
@@ -176,7 +177,6 @@ class TrainingRun:
 
     def _log_model(self, result: "TrainingResult", weights: Mapping[str, np.ndarray], ids: "Ids") -> None:
         import mlflow.pyfunc
-        import pandas as pd
         from safetensors.numpy import save_file
 
         with tempfile.TemporaryDirectory(dir=home.home()) as folder:
@@ -188,21 +188,30 @@ class TrainingRun:
             parquet.write_table(ids.users.select("raw_id"), Path(files["user_ids"]))
             parquet.write_table(ids.items.select("raw_id"), Path(files["item_ids"]))
             parquet.write_table(ids.seen, Path(files["seen"]))
-            example = pd.DataFrame({"user": ids.users["raw_id"].head(2).to_list()})
             mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("served_model.py")),
                 artifacts=files,
-                signature=_signature(example),
+                signature=_signature(),
                 pip_requirements=["mlflow", "numpy", "pandas", "pyarrow", "safetensors"],
             )
 
 
-def _signature(example: Any) -> Any:
-    from mlflow.models import infer_signature
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    answer = {"user": ["u"], "rank": [1], "item": ["i"], "score": np.array([0.5], dtype=np.float32)}
-    return infer_signature(example, type(example)(answer), params={"k": 20})
+    answer = [
+        ColSpec(DataType.string, "user"),
+        ColSpec(DataType.long, "rank"),
+        ColSpec(DataType.string, "item"),
+        ColSpec(DataType.float, "score"),
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "user")]),
+        outputs=Schema(answer),
+        params=ParamSchema([ParamSpec("k", DataType.long, 20)]),
+    )
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from assets import home, tracking
 from assets.partitions import by_dataset_and_model
 from assets.progress import Progress
 from assets.settings import Dataset, partition_of, settings_of
-from assets.stage import Check, Result, check_specs, publish
+from assets.stage import Check, Result, check_specs, publish, takes
 from assets.versions import code_of, model_version, recorded_version, settings_key
 from model.registry import MODELS
 from pipeline import fingerprint
@@ -77,13 +77,9 @@ def group_of(model: str) -> ModelGroup:
     return next(group for group in model_groups() if model in group.models)
 
 
-def inputs_of(group: ModelGroup) -> dict[str, dg.AssetIn]:
-    """What the group's training loads."""
-    return {
-        name: dg.AssetIn(key=name, dagster_type=dg.PythonObjectDagsterType(kind))
-        for need in sorted(group.needs)
-        for name, kind in INPUTS[need].items()
-    }
+def inputs_of(group: ModelGroup) -> dict[str, type]:
+    """What the group's training loads: asset name -> type."""
+    return {name: kind for need in sorted(group.needs) for name, kind in INPUTS[need].items()}
 
 
 def training_asset(group: ModelGroup) -> dg.AssetsDefinition:
@@ -91,7 +87,13 @@ def training_asset(group: ModelGroup) -> dg.AssetsDefinition:
     reads = ", ".join(sorted(group.needs))
     code_version = code_of("model.training", function=_train)
 
-    @dg.multi_asset(
+    def training(
+        context: dg.AssetExecutionContext, progress: Progress, **inputs: Any
+    ) -> Iterator[dg.MaterializeResult]:
+        yield from _train(context, progress, group, inputs)
+
+    inputs = inputs_of(group)
+    return dg.multi_asset(
         name=f"{group.name}_training",
         outs={
             "trained_model": dg.AssetOut(
@@ -107,18 +109,12 @@ def training_asset(group: ModelGroup) -> dg.AssetsDefinition:
                 kinds={"parquet"},
             ),
         },
-        ins=inputs_of(group),
+        ins={name: dg.AssetIn(key=name) for name in inputs},
         deps=[group.settings_key],
         partitions_def=group.partitions,
         check_specs=check_specs([*group.key("trained_model").path], CHECKS),
         group_name="models",
-    )
-    def training(
-        context: dg.AssetExecutionContext, progress: Progress, **inputs: Any
-    ) -> Iterator[dg.MaterializeResult]:
-        yield from _train(context, progress, group, inputs)
-
-    return training
+    )(takes(training, {"context": dg.AssetExecutionContext, "progress": Progress, **inputs}))
 
 
 def _train(
@@ -159,7 +155,7 @@ def _train(
 
     try:
         result = train(model, data, settings.training, on_epoch=on_epoch, checkpoint=checkpoint, fingerprint=identity)
-        ids = tracking.Ids(inputs["users"], inputs["items"], _pairs(inputs["interactions"], "train"))
+        ids = tracking.Ids(inputs["users"], inputs["items"], pairs_of(inputs["interactions"], "train"))
         weights = {key: value.cpu().numpy() for key, value in model.state_dict().items()}
         run.finish(result, weights, ids)
     except BaseException:
@@ -198,7 +194,9 @@ def rec_data(dataset: str, inputs: dict[str, Any]) -> "RecData":
     from model.base import RecData, SemanticGraphs
 
     shape = (inputs["users"].height, inputs["items"].height)
-    splits = {name: _matrix(_pairs(inputs["interactions"], name), shape) for name in ("train", "valid", "test")}
+    splits = {
+        name: interaction_matrix(pairs_of(inputs["interactions"], name), shape) for name in ("train", "valid", "test")
+    }
     semantic = None
     if "semantic_graph" in inputs:
         semantic = SemanticGraphs(
@@ -231,7 +229,9 @@ def build(name: str, data: "RecData", settings: Dataset) -> "Recommender":
 
 def upstream_versions(context: dg.AssetExecutionContext, group: ModelGroup, dataset: str) -> dict[str, str]:
     """Data version of every stage that the training stands on, and of its settings and code."""
-    graph = context.repository_def.asset_graph
+    from assets.definitions import defs  # which is made of this module's assets
+
+    graph = defs.resolve_asset_graph()
     versions = {}
     for key in sorted(graph.get_ancestor_asset_keys(group.key("trained_model")), key=lambda key: key.path):
         partition = context.partition_key if key == group.settings_key else dataset
@@ -246,10 +246,12 @@ def _logged(settings: Dataset, model: "Recommender", name: str) -> dict[str, Any
     return {**kept, "model": {"name": name, **model.config.model_dump(mode="json")}}
 
 
-def _pairs(interactions: pl.DataFrame, split: str) -> pl.DataFrame:
+def pairs_of(interactions: pl.DataFrame, split: str) -> pl.DataFrame:
+    """The (user, item) pairs of one split."""
     return interactions.filter(pl.col("split") == split).select("user", "item")
 
 
-def _matrix(pairs: pl.DataFrame, shape: tuple[int, int]) -> csr_array:
+def interaction_matrix(pairs: pl.DataFrame, shape: tuple[int, int]) -> csr_array:
+    """Pairs as a binary (M, N) matrix, float32."""
     rows, columns = pairs["user"].to_numpy(), pairs["item"].to_numpy()
     return csr_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)

@@ -113,6 +113,31 @@ def popularity(train: csr_array) -> Scores:
     return scores
 
 
+def recommend(
+    user_embeddings: np.ndarray, item_embeddings: np.ndarray, train: csr_array, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best items of every user by dot product, training items left out.
+
+    Parameters
+    ----------
+    user_embeddings, item_embeddings
+        (M, d) and (N, d), float32.
+    train
+        Shape (M, N), sorted indices.
+
+    Returns
+    -------
+    items, scores
+        (M, k) int64 and float32, best first, ties to the lower id; -1 and NaN where there is no further item.
+    """
+    users, items = torch.from_numpy(user_embeddings), torch.from_numpy(item_embeddings)
+    everyone = np.arange(len(users))
+    blocks = np.array_split(everyone, max(1, -(-len(users) // BLOCK)))
+    best = np.concatenate([_top_items(lambda part: users[part] @ items.T, train, part, k, "cpu") for part in blocks])
+    scores = np.einsum("ud,ukd->uk", user_embeddings, item_embeddings[best])
+    return best, np.where(best >= 0, scores, np.nan).astype(np.float32)
+
+
 def _top_items(scores: Scores, train: csr_array, users: np.ndarray, k: int, device: torch.device | str) -> np.ndarray:
     """The k best unmasked items of each of `users`, (B, k) int64; ties go to the lower id, -1 fills up."""
     with torch.no_grad():
