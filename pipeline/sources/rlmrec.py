@@ -46,15 +46,19 @@ def _load_file(path: Path) -> Any:
 
 
 def _load_member(archive: zipfile.ZipFile, path: Path, folder: str | None, name: str) -> Any:
-    member = str(PurePosixPath(folder or ".") / name)
-    if member not in archive.namelist():
-        folders = sorted({str(PurePosixPath(entry).parent) for entry in archive.namelist() if entry.endswith(name)})
+    """Load one file of the dataset whose folder in the archive is `folder`, or is the only one to end in it."""
+    found = {
+        str(PurePosixPath(entry).parent): entry for entry in archive.namelist() if PurePosixPath(entry).name == name
+    }
+    wanted = folder or "."
+    chosen = [wanted] if wanted in found else [known for known in found if known.endswith(f"/{wanted}")]
+    if len(chosen) != 1:
         raise SourceError(
-            f"{path}: no {member} in the archive; set source.member to one of its datasets: "
-            f"{', '.join(folders) or 'there is none'}"
+            f"{path}: {len(chosen)} folders of the archive are {wanted} and hold {name}; set source.member to one of "
+            f"its datasets: {', '.join(sorted(found)) or 'there is none'}"
         )
-    with archive.open(member) as file:
-        return load_pickle(file, f"{path}:{member}")
+    with archive.open(found[chosen[0]]) as file:
+        return load_pickle(file, f"{path}:{found[chosen[0]]}")
 
 
 def _names() -> list[str]:
@@ -95,6 +99,6 @@ def _read_profiles(profiles: Any, kind: str, name: str, writer: RawWriter) -> No
         writer.count(name)
         profile = text(value.get("profile") if isinstance(value, dict) else value)
         if profile is None:
-            writer.reject(name, line, "no profile", f"{key}: {value}")
+            writer.reject(name, line, "missing profile", f"{key}: {value}")
         else:
             writer.add("profiles", (kind, str(key), profile))

@@ -129,7 +129,18 @@ def test_empty_core_names_the_settings():
 
 @pytest.mark.parametrize(
     ("count", "valid", "test"),
-    [(1, 0, 0), (2, 0, 1), (3, 1, 1), (9, 1, 1), (10, 1, 1), (14, 1, 1), (15, 1, 2), (19, 1, 2), (20, 2, 2), (99, 9, 10)],
+    [
+        (1, 0, 0),
+        (2, 0, 1),
+        (3, 1, 1),
+        (9, 1, 1),
+        (10, 1, 1),
+        (14, 1, 1),
+        (15, 1, 2),
+        (19, 1, 2),
+        (20, 2, 2),
+        (99, 9, 10),
+    ],
 )
 def test_split_sizes_follow_the_rule(count, valid, test):
     users = np.repeat([0, 1], [7, count])
@@ -213,8 +224,12 @@ def marked_reviews(draw) -> pl.LazyFrame:
     return table(
         *(
             {
-                **{"user": f"u{user}", "item": f"i{item}", "timestamp": time or None, "split": split},
-                **{"summary": f"about u{user}-i{item}.", "text": f"row {row}: u{user}-i{item}."},
+                "user": f"u{user}",
+                "item": f"i{item}",
+                "timestamp": time or None,
+                "split": split,
+                "summary": f"about u{user}-i{item}.",
+                "text": f"row {row}: u{user}-i{item}.",
             }
             for row, ((user, item, time), split) in enumerate(zip(rows, splits, strict=True))
         )

@@ -10,7 +10,7 @@ import pytest
 from pipeline.settings import DatasetSettings, validate
 from pipeline.sources import RawTables, SourceError, read_source
 from pipeline.sources.amazon import IMAGE_SIZE, item, review
-from pipeline.sources.lines import MAX_LINE_BYTES, BadRow
+from pipeline.sources.lines import MAX_LINE_BYTES
 
 REVIEW = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600, "reviewText": "good"}
 
