@@ -1,7 +1,8 @@
 """Raw data: a dataset's files, read once into five tables."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -46,7 +47,7 @@ def raw(context: dg.AssetExecutionContext, progress: Progress) -> Iterator[dg.Ma
     progress.note(context, _summary(tables))
     for table in TABLES:
         path = getattr(tables, table.removeprefix("raw_"))
-        shown = {"dagster/row_count": tables.rows[path.stem]}
+        shown: dict[str, Any] = {"dagster/row_count": tables.rows[path.stem]}
         checks = {}
         if table == "raw_reviews":
             shown |= {"rows_read": dict(tables.read)}
@@ -62,8 +63,8 @@ def _accounted(tables: RawTables) -> bool:
     return sum(tables.read.values()) == kept + left
 
 
-def _plain(counts: object) -> dict[str, dict[str, int]]:
-    return {file: dict(reasons) for file, reasons in counts.items()}  # type: ignore[attr-defined]
+def _plain(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {file: dict(reasons) for file, reasons in counts.items()}
 
 
 def _summary(tables: RawTables) -> str:

@@ -23,7 +23,7 @@ class ParquetIOManager(dg.UPathIOManager):
     extension = ".parquet"
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
-        target = Path(path)
+        target = Path(str(path))
         match obj:
             case Path():
                 os.replace(obj, target)
@@ -37,7 +37,7 @@ class ParquetIOManager(dg.UPathIOManager):
                 raise TypeError(f"{context.asset_key.to_user_string()}: cannot store a {type(obj).__name__}")
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
-        source, kind = Path(path), context.dagster_type.typing_type
+        source, kind = Path(str(path)), context.dagster_type.typing_type
         if not source.exists():
             name = source.relative_to(home.store()).with_suffix("")
             raise FileNotFoundError(f"{name} has not been materialised yet ({source} is missing)")

@@ -1,6 +1,7 @@
 """MLflow: one experiment a dataset, one run a training."""
 
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -26,10 +27,10 @@ PARAMETER_LENGTH = 6000  # MLflow's own limit
 
 def connect(experiment: str) -> str:
     """Point MLflow at its store, make the experiment if it is new, give its id."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its news of database tables is none of the user's
     uri = home.tracking_uri()
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

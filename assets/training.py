@@ -233,7 +233,7 @@ def upstream_versions(context: dg.AssetExecutionContext, group: ModelGroup, data
 
     graph = defs.resolve_asset_graph()
     versions = {}
-    for key in sorted(graph.get_ancestor_asset_keys(group.key("trained_model")), key=lambda key: key.path):
+    for key in sorted(graph.get_ancestor_asset_keys(group.key("trained_model"))):
         partition = context.partition_key if key == group.settings_key else dataset
         version = recorded_version(context.instance, key, str(partition))
         if version is not None:

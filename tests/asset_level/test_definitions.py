@@ -1,0 +1,91 @@
+import json
+import subprocess
+import sys
+
+import dagster as dg
+
+from assets.definitions import defs
+from assets.training import model_groups
+from model.registry import MODELS
+
+GRAPH = defs.resolve_asset_graph()
+
+SEMANTIC = ["semantic_graph", "user_subspace_graph", "item_subspace_graph", "user_item_subspace_graph"]
+
+# What each stage reads, settings aside. The whole pipeline at a glance; a changed arrow is a decision.
+EXPECTED = {
+    "raw_reviews": [],
+    "raw_items": [],
+    "raw_profiles": [],
+    "raw_images": [],
+    "quarantine": [],
+    "users": ["raw_items", "raw_reviews"],
+    "items": ["raw_items", "raw_reviews"],
+    "interactions": ["raw_items", "raw_reviews"],
+    "item_profiles": ["items", "raw_profiles"],
+    "user_profiles": ["interactions", "item_profiles", "items", "raw_profiles", "raw_reviews", "users"],
+    "item_text_embeddings": ["item_profiles"],
+    "user_text_embeddings": ["item_profiles", "user_profiles"],
+    "item_visual_embeddings": ["items", "raw_images"],
+    "user_subspace_graph": ["user_text_embeddings"],
+    "item_subspace_graph": ["item_text_embeddings"],
+    "user_item_subspace_graph": ["item_text_embeddings", "user_text_embeddings"],
+    "user_similarity_graph": ["user_text_embeddings"],
+    "item_text_similarity_graph": ["item_text_embeddings"],
+    "item_visual_similarity_graph": ["item_visual_embeddings"],
+    "user_item_similarity_graph": ["item_text_embeddings", "user_text_embeddings"],
+    "semantic_graph": [
+        "item_subspace_graph",
+        "item_text_similarity_graph",
+        "item_visual_similarity_graph",
+        "user_item_similarity_graph",
+        "user_item_subspace_graph",
+        "user_similarity_graph",
+        "user_subspace_graph",
+    ],
+    "interactions/trained_model": ["interactions", "items", "users"],
+    "interactions/user_metrics": ["interactions", "items", "users"],
+    "semantic_graph/trained_model": sorted(["interactions", "items", "users", *SEMANTIC]),
+    "semantic_graph/user_metrics": sorted(["interactions", "items", "users", *SEMANTIC]),
+    **{
+        f"{group}/recommendations": sorted(
+            ["interactions", "item_text_embeddings", "items", "users", f"{group}/trained_model"]
+        )
+        for group in ("interactions", "semantic_graph")
+    },
+}
+
+
+def arrows() -> dict[str, list[str]]:
+    names = {}
+    for key in GRAPH.materializable_asset_keys:
+        parents = [parent.to_user_string() for parent in GRAPH.get(key).parent_keys if parent.path[0] != "settings"]
+        names[key.to_user_string()] = sorted(parents)
+    return names
+
+
+def test_every_stage_reads_what_it_should():
+    assert arrows() == EXPECTED
+
+
+def test_every_stage_shows_what_it_is_and_has_a_code_version():
+    for key in GRAPH.materializable_asset_keys:
+        assert GRAPH.get(key).description, key
+        assert GRAPH.get(key).code_version, key
+        assert GRAPH.get(key).partitions_def is not None, key
+
+
+def test_every_model_is_a_partition_of_its_group():
+    found = [model for group in model_groups() for model in group.models]
+    assert sorted(found) == sorted(MODELS)
+    for group in model_groups():
+        partitions = GRAPH.get(group.key("trained_model")).partitions_def
+        assert isinstance(partitions, dg.MultiPartitionsDefinition)
+        assert all(f"demo|{model}" in partitions.get_partition_keys() for model in group.models)
+
+
+def test_import_loads_nothing_heavy():
+    script = "import json, sys, assets.definitions; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(subprocess.check_output([sys.executable, "-c", script], text=True))
+    heavy = {"torch", "numba", "sklearn", "mlflow", "sentence_transformers", "transformers", "matplotlib", "vllm"}
+    assert heavy.isdisjoint(loaded)

@@ -1,0 +1,107 @@
+"""Real Dagster runs that count what executed."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from assets.refresh import StageError
+from assets.storage import stored_path
+from assets.versions import recorded_version
+
+SUBSPACE = {"user_subspace_graph", "item_subspace_graph", "user_item_subspace_graph"}
+SCALE = {"trained_model (scale)", "user_metrics (scale)", "recommendations (scale)"}
+LIGHTGCN = {"trained_model (lightgcn)", "user_metrics (lightgcn)", "recommendations (lightgcn)"}
+
+
+def copy(built: Path, tmp_path: Path) -> Path:
+    """A finished pipeline to change; Dagster's and MLflow's databases move with it."""
+    return Path(shutil.copytree(built, tmp_path / "home"))
+
+
+def test_the_first_run_makes_everything_and_the_second_nothing(built: Path, finished):
+    assert len(finished.refresh().nodes) == 21 + 3 * 3
+    for node in finished.refresh().nodes:
+        assert stored_path(node.key, node.partition).exists(), node.name
+        assert recorded_version(finished.instance, node.key, node.partition), node.name
+    assert finished.run() == set()
+
+
+def test_sparsity_reruns_subspace_graphs_and_what_reads_them(built: Path, tmp_path: Path, open_pipeline: Callable):
+    with open_pipeline(copy(built, tmp_path)) as pipeline:
+        assert pipeline.run(subspace__sparsity=4) == SUBSPACE | {"semantic_graph"} | SCALE
+        assert pipeline.run(subspace__sparsity=4) == set()
+
+
+def test_model_settings_rerun_that_model(built: Path, tmp_path: Path, open_pipeline: Callable):
+    with open_pipeline(copy(built, tmp_path)) as pipeline:
+        assert pipeline.run(models__lightgcn={"layers": 1}) == LIGHTGCN
+        assert pipeline.run(models__lightgcn={"layers": 1}, resources__threads=1) == set()
+
+
+def test_a_result_that_did_not_change_stops_the_wave(built: Path, tmp_path: Path, open_pipeline: Callable):
+    with open_pipeline(copy(built, tmp_path)) as pipeline:
+        # The tolerated share of bad rows is a setting of the raw stage; no row changes with it.
+        ran = pipeline.run(raw__max_bad_share=0.02)
+        assert ran == {"raw_reviews", "raw_items", "raw_profiles", "raw_images", "quarantine"}
+
+
+def test_a_deleted_file_is_made_again(built: Path, tmp_path: Path, open_pipeline: Callable):
+    with open_pipeline(copy(built, tmp_path)) as pipeline:
+        stored_path(dg.AssetKey("item_profiles"), "tiny").unlink()
+        assert pipeline.run() == {"item_profiles"}
+
+
+def test_a_failed_stage_keeps_what_was_made(pipeline):
+    with pytest.raises(StageError, match=r"interactions.*core"):
+        pipeline.run(interactions__core=500)
+    assert stored_path(dg.AssetKey("raw_reviews"), "tiny").exists()
+    ran = pipeline.run(models=["lightgcn"])
+    assert "raw_reviews" not in ran
+    assert ran >= LIGHTGCN
+
+
+def test_two_runs_with_one_seed_give_the_same_content(finished, tmp_path: Path, open_pipeline: Callable):
+    nodes = finished.refresh().nodes
+    first = {node: recorded_version(finished.instance, node.key, node.partition) for node in nodes}
+    with open_pipeline(tmp_path) as again:
+        again.run()
+        second = {node: recorded_version(again.instance, node.key, node.partition) for node in nodes}
+    assert first == second
+
+
+def test_held_out_reviews_reach_no_profile(tmp_path: Path, pipeline, monkeypatch: pytest.MonkeyPatch):
+    """Every review carries a word of its own; only those of training pairs may come up in user profiles."""
+    rows = [
+        (f"u{u}", f"i{(u * 3 + j) % 20}", f"word{u}x{(u * 3 + j) % 20} nice thing") for u in range(12) for j in range(6)
+    ]
+    reviews = pl.DataFrame(rows, schema=["user", "item", "text"], orient="row")
+    reviews.write_csv(tmp_path / "clicks.csv")
+    pl.DataFrame({"item": [f"i{i}" for i in range(20)], "title": [f"Thing {i}" for i in range(20)]}).write_csv(
+        tmp_path / "things.csv"
+    )
+    source = {
+        "kind": "tables",
+        "interactions": {"path": str(tmp_path / "clicks.csv")},
+        "items": {"path": str(tmp_path / "things.csv")},
+    }
+    small = {"source": source, "interactions.core": 1, "training.epochs": 1, "training.patience": 1}
+    from assets.progress import Progress
+    from assets.refresh import Refresh
+    from assets.settings import dataset
+
+    Refresh(pipeline.instance, "tiny", dataset("tiny", small), small, ["scale"], Progress()).run()
+    read = {
+        name: pl.read_parquet(stored_path(dg.AssetKey(name), "tiny")) for name in ("users", "items", "interactions")
+    }
+    profiles = " ".join(pl.read_parquet(stored_path(dg.AssetKey("user_profiles"), "tiny"))["summary"])
+    pairs = read["interactions"].join(read["users"], on="user").join(read["items"], on="item")
+    words = {
+        split: {f"word{user[1:]}x{item[1:]}" for user, item in part.select("raw_id", "raw_id_right").iter_rows()}
+        for (split,), part in pairs.group_by("split")
+    }
+    assert any(word in profiles for word in words["train"])
+    assert not any(word in profiles.split() for word in words["valid"] | words["test"])
