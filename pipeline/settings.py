@@ -68,7 +68,7 @@ class RlmrecSource(Closed):
 
     kind: Literal["rlmrec"]
     folder: RawFile = Field(description="The folder, or the published zip archive.")
-    member: str | None = Field(None, description="Path of the dataset's folder inside the archive.")
+    member: str | None = Field(None, description="The dataset's folder inside the archive: its path, or the end of it.")
 
 
 class TableFile(RawFile):

@@ -14,7 +14,6 @@ from pipeline.sources import Progress, SourceError
 
 ATTEMPTS = 5  # connections that may break in one call; each goes on where the last one stopped
 PAUSE_SECONDS = 0.5  # before the second attempt; twice as long before each one after it
-CHUNK_BYTES = 1 << 20
 PARTIAL, HELD_WHOLE = 206, 416
 
 
@@ -130,9 +129,9 @@ def _download(url: str, target: Path, progress: Progress | None) -> Path:
                     break
             except httpx.HTTPError as error:
                 problem = str(error) or type(error).__name__
-    kept = f" {part.stat().st_size} bytes are kept in {part.name} and the next run goes on from there." * part.exists()
+    kept = f"{part.stat().st_size} bytes are kept in {part.name}; the next run goes on there. " if part.exists() else ""
     raise SourceError(
-        f"{url}: cannot be downloaded ({problem}).{kept} Without a network, fetch it by hand and put it at {target}"
+        f"{url}: cannot be downloaded ({problem}). {kept}Without a network, fetch it by hand and put it at {target}"
     )
 
 
@@ -161,7 +160,8 @@ def _resume(client: Any, url: str, part: Path, progress: Progress | None) -> boo
         if validator and not validator.startswith("W/"):
             _tag(part).write_text(validator, encoding="utf-8")
         with _appending(part, done) as file:
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            # Without a chunk size: what came before a break must not be lost in a buffer.
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 done += len(chunk)
                 if progress is not None:
