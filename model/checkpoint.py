@@ -39,7 +39,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, fingerprint: str) -> Non
         Names the run that this checkpoint belongs to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     note = {"fingerprint": fingerprint, "progress": json.dumps(checkpoint.progress)}
     try:

@@ -29,7 +29,11 @@ class TrainingConfig(BaseModel):
     selection_metric: str = Field("recall_at_20", description="Validation metric that picks the best epoch.")
     checkpoint_every: int = Field(5, ge=1, description="Epochs between two checkpoints, where one is asked for.")
     device: str = Field("auto", description="`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, ...")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the run. Default: torch's own choice.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads. Default: 1 for a small dataset, where sharing costs more, else every core.",
+    )
 
     @field_validator("top_k")
     @classmethod

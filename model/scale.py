@@ -78,22 +78,25 @@ class Scale(Recommender):
         interaction, semantic = self._convolve()  # H̃, Ĥ: (M + N, d) each
         users, items = batch.users.unique(), batch.positives.unique() + self.user_count
         triplets = torch.cat([batch.users, batch.positives + self.user_count, batch.negatives + self.user_count])
+        contrasted = [self._sample(nodes) for nodes in (users, items)] if self.config.semantic_weight else []
         relations = self._draw_relations(users, items) if self.config.relation_weight else []
 
-        # All rows of H that any term needs are taken at once: each selection costs a full-size gradient.
-        parts = [triplets, *(nodes for relation in relations for nodes in relation)]
-        nodes = torch.cat(parts)
-        hidden = interaction.index_select(0, nodes) + semantic.index_select(0, nodes)  # H = H̃ + Ĥ
-        triplet_rows, *relation_rows = hidden.split([len(part) for part in parts])
+        # Every row that a term needs is taken in one selection per table: each one costs a full-size gradient.
+        parts = [triplets, *contrasted, *(nodes for relation in relations for nodes in relation)]
+        nodes, sizes = torch.cat(parts), [len(part) for part in parts]
+        near, far = (table.index_select(0, nodes).split(sizes) for table in (interaction, semantic))
+        users, positives, negatives = (near[0] + far[0]).chunk(3)  # rows of H = H̃ + Ĥ, (B, d) each
+        terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}  # (12)
 
-        user_rows, positives, negatives = triplet_rows.chunk(3)  # (B, d) each
-        terms = {"bpr": bpr((user_rows * positives).sum(1), (user_rows * negatives).sum(1))}  # (12)
+        first_relation = 1 + len(contrasted)
         if self.config.semantic_weight:
-            alignment = self._semantic_alignment(interaction, semantic, users)  # (8)
-            alignment = alignment + self._semantic_alignment(interaction, semantic, items)  # (9)
+            alignment = terms["bpr"].new_zeros(())
+            for part in range(1, first_relation):
+                alignment = alignment + infonce(near[part], far[part], self.config.semantic_temperature)  # (8), (9)
             terms["semantic_alignment"] = self.config.semantic_weight * alignment
         if self.config.relation_weight:
-            terms["relation_alignment"] = self.config.relation_weight * self._relation_alignment(relation_rows)
+            hidden = [a + b for a, b in zip(near[first_relation:], far[first_relation:], strict=True)]  # rows of H
+            terms["relation_alignment"] = self.config.relation_weight * self._relation_alignment(hidden)
         if self.config.l2:
             terms["l2"] = self.config.l2 * embedding_l2(*self.embeddings.index_select(0, triplets).chunk(3))
         return terms  # their sum is (13)
@@ -107,13 +110,12 @@ class Scale(Recommender):
             semantic = self.semantic_graph(semantic)
         return interaction, semantic
 
-    def _semantic_alignment(self, interaction: Tensor, semantic: Tensor, nodes: Tensor) -> Tensor:
-        """InfoNCE between both representations of `nodes` (8), or of a sample of them."""
+    def _sample(self, nodes: Tensor) -> Tensor:
+        """At most `contrast_size` of `nodes`."""
         size = self.config.contrast_size
-        if size is not None and size < len(nodes):
-            nodes = nodes[torch.randperm(len(nodes), generator=self.generator)[:size].to(nodes.device)]
-        views = interaction.index_select(0, nodes), semantic.index_select(0, nodes)
-        return infonce(*views, self.config.semantic_temperature)
+        if size is None or size >= len(nodes):
+            return nodes
+        return nodes[torch.randperm(len(nodes), generator=self.generator)[:size].to(nodes.device)]
 
     def _relation_alignment(self, rows: list[Tensor]) -> Tensor:
         """Sum over relations (11) of the contrast of their targets, positives and negatives (10)."""

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 # Epochs after which a loss that has not changed at all is taken for a broken model.
 SETTLING_EPOCHS = 3
+# Training interactions below which a step is too short to be shared between threads: waiting for each other would
+# cost more than the work, and on a busy machine many times more.
+SMALL = 50_000
 # Settings that change how long a run takes or how far it goes, but no epoch's result.
 WITHOUT_EFFECT = {"epochs", "threads", "checkpoint_every"}
 
@@ -102,8 +105,8 @@ def train(
     on_epoch
         Called for every epoch in order, those restored from a checkpoint included.
     checkpoint
-        File to write to while training and to go on from; it is removed when the run is complete. A run that is
-        stopped and started again gives the very result of one that was not.
+        File to write to while training and to go on from. A run that is stopped and started again gives the very
+        result of one that was not. It stays after the last epoch, for the caller to remove once the result is safe.
     fingerprint
         Names the data and code behind the run; settings are added to it here. A checkpoint with another one is
         not used.
@@ -118,7 +121,7 @@ def train(
     for split in ("valid", "test"):
         if getattr(data, split).nnz == 0:
             raise DataError(f"dataset {data.name}: {split} has no interactions, and training needs them")
-    with _threads(config.threads):
+    with _threads(config.threads or (1 if data.train.nnz < SMALL else torch.get_num_threads())):
         run = _Run(model, data, config, checkpoint, fingerprint)
         run.restore()
         for record in run.history:
@@ -130,10 +133,7 @@ def train(
                 run.save()
             if on_epoch:
                 on_epoch(record)
-        result = run.result()
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
-    return result
+        return run.result()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -284,11 +284,8 @@ class _Run:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _threads(count: int) -> Iterator[None]:
     """Hold torch and numba to `count` threads; what was set before comes back."""
-    if count is None:
-        yield
-        return
     before = torch.get_num_threads(), numba.get_num_threads()
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))

@@ -111,12 +111,14 @@ def test_a_checkpoint_of_another_run_is_not_used(
     assert ("cannot be read" if change == "damage" else "other data or settings") in caplog.text
 
 
-def test_thread_count_is_set_and_put_back(checkerboard: RecData) -> None:
+@pytest.mark.parametrize(("threads", "expected"), [(2, 2), (None, 1)])
+def test_thread_count_is_set_and_put_back(threads: int | None, expected: int, checkerboard: RecData) -> None:
     during: list[int] = []
-    config = CONFIG.model_copy(update={"threads": 2, "epochs": 1})
+    torch.set_num_threads(3)
+    config = CONFIG.model_copy(update={"threads": threads, "epochs": 1})
     run("lightgcn", checkerboard, config=config, on_epoch=lambda _: during.append(torch.get_num_threads()))
-    assert during == [2]
-    assert torch.get_num_threads() == 1
+    assert during == [expected]
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(("values", "best", "length", "reason"), [
