@@ -18,7 +18,7 @@ _MORE_STOP_WORDS = ("did", "does", "doing", "just", "got", "really", "thing", "t
 # In a corpus of at least this many documents, a term must occur in two of them and in at most a third.
 _CORPUS_TO_FILTER = 20
 _LARGEST_SHARE = 3
-_FEWEST_TOKENS = 3  # of a sentence worth quoting
+_FEWEST_TOKENS = 3  # different ones, of a sentence worth quoting
 _CHUNK = 4096  # documents whose tokens are in memory at once
 
 
@@ -99,13 +99,13 @@ def _best_sentences(texts: pl.DataFrame, terms: pl.DataFrame, limit: int) -> pl.
         .with_row_index("sentence")
     )
     tokens = _tokens(sentences)
-    lengths = tokens.group_by("sentence").agg(tokens=pl.len()).filter(pl.col("tokens") >= _FEWEST_TOKENS)
+    lengths = tokens.group_by("sentence").agg(tokens=pl.len(), distinct=pl.col("token").n_unique())
     best = (
         tokens.unique(["sentence", "token"])
         .join(terms, on=["document", "token"])
         .group_by("document", "sentence")
         .agg(pl.col("score").sum())
-        .join(lengths, on="sentence")
+        .join(lengths.filter(pl.col("distinct") >= _FEWEST_TOKENS), on="sentence")
         .with_columns(pl.col("score") / pl.col("tokens").sqrt())
         .sort("document", "score", "sentence", descending=[False, True, False])
         .group_by("document", maintain_order=True)
