@@ -1,8 +1,8 @@
 """Made data with planted interests, written as raw Amazon files and read back by the same readers.
 
-Every item lies in the subspace of one interest, at a place given by its themes; every user mixes two or three
-interests. Texts and image vectors follow from those places, so what a method should find is known (`planted`).
-There are few interactions per item, so that texts tell more about an item than its users do.
+Every item lies in the subspace of one interest, at a place given by its themes; every user mixes three interests,
+and likes two themes of each. Texts and image vectors follow from those places, so what a method should find is known
+(`planted`). There are few interactions per item, so that texts tell more about an item than its users do.
 """
 
 import os
@@ -18,14 +18,12 @@ from pipeline.sources.amazon import read_files
 from pipeline.sources.writer import RawWriter
 
 WORDS = Path(__file__).with_name("demo_words.yaml")
-FEWEST = 8
-MOST = 9
-LEAST_INTERESTS = 3
-LIKED_THEMES = 2
-OFF_INTEREST = 0.1
-POPULARITY_SPREAD = 0.3
-MAIN_THEME = 0.8
-THEME_FOCUS = 5.0
+USER_INTERESTS = 3
+LIKED_THEMES = 2  # of each interest; so many small tastes per user blur what co-occurrence tells
+FEWEST, MOST = 7, 9  # interactions of a user
+OFF_INTEREST = 0.1  # share of interactions that follow no interest: gifts, impulses
+POPULARITY_SPREAD = 0.3  # standard deviation of the logarithm of an item's popularity
+MAIN_THEME = 0.9  # least share of an item's main theme
 
 Bank = dict[str, dict[str, dict[str, list[str]]]]  # interest -> theme -> products, words
 
@@ -70,10 +68,9 @@ def planted(settings: DemoSource) -> Planted:
     item_themes[np.arange(settings.items), main] += MAIN_THEME
     user_themes = np.zeros((settings.users, interests, themes))
     for user in range(settings.users):
-        chosen = rng.choice(interests, size=rng.integers(LEAST_INTERESTS, 4), replace=False)
-        for interest in chosen:
+        for interest in rng.choice(interests, size=USER_INTERESTS, replace=False):
             liked = rng.choice(themes, size=LIKED_THEMES, replace=False)
-            user_themes[user, interest, liked] = rng.dirichlet(np.full(LIKED_THEMES, THEME_FOCUS)) / chosen.size
+            user_themes[user, interest, liked] = rng.dirichlet(np.full(LIKED_THEMES, 5.0)) / USER_INTERESTS
     users, items, off_interest = _interactions(item_interest, item_themes, user_themes, rng)
     return Planted(bank, item_interest, item_themes, user_themes, users, items, off_interest)
 
@@ -81,18 +78,17 @@ def planted(settings: DemoSource) -> Planted:
 def _interactions(
     item_interest: np.ndarray, item_themes: np.ndarray, user_themes: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    affinity = (user_themes[:, item_interest] * item_themes).sum(axis=2)  # (M, N)
     popularity = rng.normal(scale=POPULARITY_SPREAD, size=item_interest.size)
-    # The largest of log weight + Gumbel noise are a draw without replacement, in proportion to the weights.
-    liked = np.log(affinity + 1e-9) + popularity + rng.gumbel(size=affinity.shape)
-    stray = popularity + rng.gumbel(size=affinity.shape)
     users, items, off_interest = [], [], []
-    for user in range(affinity.shape[0]):
+    for user, preferred in enumerate(user_themes):
+        affinity = (preferred[item_interest] * item_themes).sum(axis=1)  # (N,)
         count = int(rng.integers(FEWEST, MOST + 1))
         off = int(rng.binomial(count, OFF_INTEREST))
-        own = np.argsort(-liked[user], kind="stable")[: count - off]
-        stray[user, own] = -np.inf
-        others = np.argsort(-stray[user], kind="stable")[:off]
+        # The largest of log weight + Gumbel noise are a draw without replacement, in proportion to the weights.
+        own_keys, other_keys = popularity + rng.gumbel(size=(2, affinity.size))
+        own = np.argsort(-np.log(affinity + 1e-9) - own_keys, kind="stable")[: count - off]
+        other_keys[own] = -np.inf
+        others = np.argsort(-other_keys, kind="stable")[:off]
         users.append(np.full(count, user))
         items.append(np.concatenate([own, others]))
         off_interest.append(np.arange(count) >= count - off)

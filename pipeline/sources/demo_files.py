@@ -85,8 +85,11 @@ class _Words:
     def one(self, options: Any) -> str:
         return str(options[int(self._rng.integers(len(options)))])
 
+    def share(self) -> float:
+        return float(self._rng.random())
+
     def chance(self, share: float) -> bool:
-        return bool(self._rng.random() < share)
+        return self.share() < share
 
 
 def item_names(truth: Planted, seed: int) -> list[str]:
@@ -137,7 +140,7 @@ def _item_record(truth: Planted, item: int, words: _Words) -> dict[str, Any]:
         record["category"] = ["Hobbies &amp; Leisure", interest]
     record["brand"] = brand if words.chance(0.9) else ""
     if words.chance(0.85):
-        record["price"] = f"${5 + 120 * words._rng.random() ** 2:.2f}"
+        record["price"] = f"${5 + 120 * words.share() ** 2:.2f}"
     return record
 
 
