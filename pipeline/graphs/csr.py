@@ -45,7 +45,9 @@ def from_edges(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) ->
         If the lengths differ, a node lies outside `shape`, or an edge is given twice; names the first such edge.
     """
     if rows.ndim != 1 or rows.shape != columns.shape:
-        raise ValueError(f"edge list: rows have shape {rows.shape}, columns {columns.shape}; expected two equal lengths")
+        raise ValueError(
+            f"edge list: rows have shape {rows.shape}, columns {columns.shape}; expected two equal lengths"
+        )
     for name, nodes, size in (("row", rows, shape[0]), ("column", columns, shape[1])):
         outside = np.flatnonzero((nodes < 0) | (nodes >= size))
         if outside.size:

@@ -1,21 +1,11 @@
-"""Fusion of subspace and similarity graphs into the semantic graph (eq. 6), and figures that describe a graph."""
+"""One semantic graph over users and items, fused from subspace and similarity graphs (eq. 6)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.sparse import block_array, csr_array
 
 from pipeline.settings import FusionSettings
-
-Operator = Literal["union", "intersection"]
-HISTOGRAM_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-
-def combine(first: csr_array, second: csr_array, operator: Operator) -> csr_array:
-    """Edges in either graph (`union`) or in both (`intersection`); shapes must agree."""
-    if first.shape != second.shape:
-        raise ValueError(f"graphs of shapes {first.shape} and {second.shape} cannot be combined")
-    return _binary(first + second if operator == "union" else first.multiply(second))
 
 
 def fuse(
@@ -28,96 +18,112 @@ def fuse(
     user_item_similarity: csr_array,
     settings: FusionSettings,
 ) -> csr_array:
-    """Ĝ = C ⊕ G (eq. 6).
+    """Semantic graph Ĝ = [[C^U ⊕ G_U, C^UI ⊕ G_UI], [(C^UI ⊕ G_UI)ᵀ, C^I ⊕ (G_I^v ⊕ G_I^t)]] (eq. 6).
+
+    The paper defines ⊕ as intersection, its prose and its ablations speak of a union: `settings.operator` and, between
+    the two item modalities, `settings.modality_operator` say which.
 
     Parameters
     ----------
-    user_subspace, item_subspace, user_item_subspace
-        C^U (M, M), C^I (N, N), C^UI (M, N).
-    user_similarity, item_text_similarity, item_visual_similarity, user_item_similarity
-        G_U (M, M), G_I^t and G_I^v (N, N), G_UI (M, N); a G_I^v of shape (0, 0) means no visual modality.
+    user_subspace, user_similarity
+        C^U, G_U: (M, M) binary.
+    item_subspace, item_text_similarity, item_visual_similarity
+        C^I, G_I^t, G_I^v: (N, N) binary; the last (0, 0) where there is no visual modality, and then G_I^t stands
+        alone.
+    user_item_subspace, user_item_similarity
+        C^UI, G_UI: (M, N) binary.
+    settings
+        Operators, symmetry, and the ablations: `graphs` keeps one kind of graph, `blocks` the UI and IU blocks (inter)
+        or the UU and II blocks (intra).
 
     Returns
     -------
     csr_array
-        (M + N, M + N) float32, binary, users first. The UU and II blocks are directed unless `settings.symmetric`;
-        the IU block is the transpose of the UI block.
+        (M + N, M + N) float32, all data 1.0, indices sorted; users first. UU and II are directed unless
+        `settings.symmetric`.
+
+    Raises
+    ------
+    ValueError
+        If a graph's shape does not fit the others; names it.
     """
+    users, items = user_item_subspace.shape
+    for name, graph, shape in (
+        ("user_subspace", user_subspace, (users, users)),
+        ("item_subspace", item_subspace, (items, items)),
+        ("user_similarity", user_similarity, (users, users)),
+        ("item_text_similarity", item_text_similarity, (items, items)),
+        ("user_item_similarity", user_item_similarity, (users, items)),
+    ):
+        if graph.shape != shape:
+            raise ValueError(
+                f"{name} has shape {graph.shape}, expected {shape} as user_item_subspace has {users, items}"
+            )
+    if item_visual_similarity.shape not in ((0, 0), (items, items)):
+        raise ValueError(
+            f"item_visual_similarity has shape {item_visual_similarity.shape}, expected {items, items} or (0, 0)"
+        )
+
     item_similarity = item_text_similarity
     if item_visual_similarity.shape != (0, 0):
-        item_similarity = combine(item_visual_similarity, item_text_similarity, settings.modality_operator)
+        item_similarity = _combine(item_visual_similarity, item_text_similarity, settings.modality_operator)
 
-    def block(subspace: csr_array, similarity: csr_array) -> csr_array:
+    def meet(subspace: csr_array, similarity: csr_array) -> csr_array:
         if settings.graphs == "both":
-            return combine(subspace, similarity, settings.operator)
-        return _binary(subspace if settings.graphs == "subspace" else similarity)
+            return _combine(subspace, similarity, settings.operator)
+        return subspace if settings.graphs == "subspace" else similarity
 
-    users, items = user_item_subspace.shape
-    user_user = block(user_subspace, user_similarity)
-    item_item = block(item_subspace, item_similarity)
-    user_item = block(user_item_subspace, user_item_similarity)
-    if settings.blocks == "inter":
-        user_user, item_item = _empty(users, users), _empty(items, items)
-    elif settings.blocks == "intra":
-        user_item = _empty(users, items)
-    fused = csr_array(block_array([[user_user, user_item], [user_item.T, item_item]], format="csr"))
-    return combine(fused, csr_array(fused.T), "union") if settings.symmetric else _binary(fused)
+    user_user, item_item, user_item = csr_array((users, users)), csr_array((items, items)), csr_array((users, items))
+    if settings.blocks != "inter":
+        user_user = meet(user_subspace, user_similarity)
+        item_item = meet(item_subspace, item_similarity)
+    if settings.blocks != "intra":
+        user_item = meet(user_item_subspace, user_item_similarity)
+    graph = block_array([[user_user, user_item], [user_item.T, item_item]], format="csr", dtype=np.float32)
+    if settings.symmetric:
+        graph = graph.maximum(graph.T).tocsr()
+    graph.sort_indices()
+    return graph
 
 
 def graph_summary(graph: csr_array, blocks: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Figures of a graph.
+    """Figures that tell at a glance whether a graph is sound.
 
     Parameters
     ----------
+    graph
+        (n, m) binary.
     blocks
-        (M, N) of a graph over users and items: edges are then counted by block too.
+        (M, N) of a graph over users and items: adds the edges of each block, `edges_uu`, `edges_ui`, `edges_iu` and
+        `edges_ii`.
 
     Returns
     -------
     dict
-        rows, columns, edges, density; isolated (rows without an edge) and isolated_share; mean_degree, max_degree;
-        degree_histogram ("0", "1", "2-3", "4-7", ... -> rows); edges_uu, edges_ui, edges_iu, edges_ii.
+        `nodes` (rows), `edges`, `isolated` (rows without an edge: a convolution gives them zeros) and their share,
+        `density` (edges of all n m), and `degrees`, a list of [least degree, rows] for degrees 0, 1, 2-3, 4-7, ... .
     """
     degrees = np.diff(graph.indptr)
-    rows, columns = graph.shape
-    isolated = int((degrees == 0).sum())
+    isolated = int(np.count_nonzero(degrees == 0))
+    bins = np.bincount(np.frexp(degrees)[1]) if degrees.size else np.zeros(0, np.int64)
     summary: dict[str, Any] = {
-        "rows": rows,
-        "columns": columns,
+        "nodes": graph.shape[0],
         "edges": int(graph.nnz),
-        "density": graph.nnz / max(rows * columns, 1),
         "isolated": isolated,
-        "isolated_share": isolated / max(rows, 1),
-        "mean_degree": float(degrees.mean()) if rows else 0.0,
-        "max_degree": int(degrees.max()) if rows else 0,
-        "degree_histogram": _histogram(degrees),
+        "isolated_share": isolated / max(graph.shape[0], 1),
+        "density": graph.nnz / max(graph.shape[0] * graph.shape[1], 1),
+        "degrees": [[(1 << bin) >> 1, int(rows)] for bin, rows in enumerate(bins)],
     }
     if blocks is not None:
-        users, items = blocks
-        for row_name, start, end in (("u", 0, users), ("i", users, users + items)):
-            part = graph.indices[graph.indptr[start] : graph.indptr[end]]
-            to_users = int((part < users).sum())
-            summary |= {f"edges_{row_name}u": to_users, f"edges_{row_name}i": len(part) - to_users}
+        users = blocks[0]
+        if graph.shape != (sum(blocks), sum(blocks)):
+            raise ValueError(f"graph of shape {graph.shape} has no blocks of {blocks[0]} users and {blocks[1]} items")
+        for row, rows in (("u", graph[:users]), ("i", graph[users:])):
+            among_users = int(np.count_nonzero(rows.indices < users))
+            summary[f"edges_{row}u"], summary[f"edges_{row}i"] = among_users, int(rows.nnz) - among_users
     return summary
 
 
-def _histogram(degrees: np.ndarray) -> dict[str, int]:
-    histogram = {"0": int((degrees == 0).sum())}
-    for low, high in zip(HISTOGRAM_BOUNDS, (*HISTOGRAM_BOUNDS[1:], np.inf), strict=True):
-        count = int(((degrees >= low) & (degrees < high)).sum())
-        name = str(low) if high == low + 1 else f"{low}+" if high == np.inf else f"{low}-{int(high) - 1}"
-        if count:
-            histogram[name] = count
-    return histogram
-
-
-def _binary(graph: csr_array) -> csr_array:
-    result = csr_array(graph, dtype=np.float32)
-    result.sum_duplicates()
-    result.eliminate_zeros()
-    result.data = np.ones(result.nnz, dtype=np.float32)
-    return result
-
-
-def _empty(rows: int, columns: int) -> csr_array:
-    return csr_array((rows, columns), dtype=np.float32)
+def _combine(left: csr_array, right: csr_array, operator: str) -> csr_array:
+    """Union or intersection of two binary graphs."""
+    return (left.maximum(right) if operator == "union" else left.multiply(right)).tocsr()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import config, get_num_threads, njit, prange, set_num_threads, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -72,8 +72,7 @@ def _tile_product(rows: int, vectors: int) -> Callable[..., None]:
         depth, stride, fresh = arguments[4], arguments[7], arguments[8]
         cells = [(row, part) for row in range(rows) for part in range(vectors)]
         places = {
-            (row, part): step(step(c, builder.mul(ir.Constant(word, row), stride)), part * LANES)
-            for row, part in cells
+            (row, part): step(step(c, builder.mul(ir.Constant(word, row), stride)), part * LANES) for row, part in cells
         }
         before = builder.block
         resume, body, after = (builder.append_basic_block(name) for name in ("resume", "body", "after"))
@@ -113,6 +112,39 @@ def _tile_product(rows: int, vectors: int) -> Callable[..., None]:
     return product
 
 
+@intrinsic
+def _transpose(typing_context: Any, source: Any, starts: Any, offset: Any, target: Any, place: Any, stride: Any) -> Any:
+    """target[place + stride * k + lane] = source[starts[lane] + offset + k], for LANES lanes and as many k."""
+    flat, index = types.Array(types.float32, 1, "C"), types.intp
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        vector, word = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
+        read, begin, write = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 1, 3)
+        )
+        block = []
+        for lane in range(LANES):
+            start = builder.add(builder.load(builder.gep(begin, [ir.Constant(word, lane)])), arguments[2])
+            block.append(builder.load(builder.bitcast(builder.gep(read, [start]), vector.as_pointer()), align=4))
+        step = 1
+        while step < LANES:  # swap one bit of the row number with the same bit of the lane number
+            low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
+            high = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
+            low, high = (ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask) for mask in (low, high))
+            for i in range(LANES):
+                if not i & step:
+                    upper, lower = block[i], block[i + step]
+                    block[i] = builder.shuffle_vector(upper, lower, low)
+                    block[i + step] = builder.shuffle_vector(upper, lower, high)
+            step *= 2
+        for k in range(LANES):
+            row = builder.add(arguments[4], builder.mul(arguments[5], ir.Constant(word, k)))
+            builder.store(block[k], builder.bitcast(builder.gep(write, [row]), vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(flat, types.Array(types.int64, 1, "C"), index, flat, index, index), emit
+
+
 _multiply_tile = _tile_product(ROWS, VECTORS)
 _multiply_row = _tile_product(1, 4)
 
@@ -121,7 +153,7 @@ _multiply_row = _tile_product(1, 4)
 
 
 @njit(parallel=True, cache=True)
-def squared_norms(features, norms):  # type: ignore[no-untyped-def]
+def squared_norms(features: np.ndarray, norms: np.ndarray) -> None:
     """Sum of squares of each row of `features` (n, d) float32, in float64; it is not finite where a value is not."""
     for i in prange(features.shape[0]):
         total = 0.0
@@ -131,7 +163,7 @@ def squared_norms(features, norms):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def scale_rows(features, kept, norms, units):  # type: ignore[no-untyped-def]
+def scale_rows(features: np.ndarray, kept: np.ndarray, norms: np.ndarray, units: np.ndarray) -> None:
     """units[r] = features[kept[r]] / norms[kept[r]]."""
     for r in prange(kept.shape[0]):
         inverse = 1.0 / norms[kept[r]]
@@ -140,7 +172,7 @@ def scale_rows(features, kept, norms, units):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def _pack(rows, width, panels):  # type: ignore[no-untyped-def]
+def _pack(rows: np.ndarray, width: int, panels: np.ndarray) -> None:
     """Lay rows (n, d) out as panels (ceil(n / width), d, width), the last one filled up with zeros."""
     for panel in prange(panels.shape[0]):
         for lane in range(width):
@@ -160,7 +192,7 @@ def pack(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 @njit(cache=True)
-def _fill_tile(left, right, i, j, tile):  # type: ignore[no-untyped-def]
+def _fill_tile(left: np.ndarray, right: np.ndarray, i: int, j: int, tile: np.ndarray) -> None:
     """tile (TILE * TILE,) = products of rows i * TILE ... with columns j * TILE ... ."""
     depth = left.shape[1]
     a, b = left.reshape(-1), right.reshape(-1)
@@ -175,7 +207,7 @@ def _fill_tile(left, right, i, j, tile):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _store_tile(tile, i, j, out):  # type: ignore[no-untyped-def]
+def _store_tile(tile: np.ndarray, i: int, j: int, out: np.ndarray) -> None:
     last = min(out.shape[1], (j + 1) * TILE)
     for row in range(i * TILE, min(out.shape[0], (i + 1) * TILE)):
         place = (row - i * TILE) * TILE
@@ -183,7 +215,7 @@ def _store_tile(tile, i, j, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _store_mirrored(tile, i, j, out):  # type: ignore[no-untyped-def]
+def _store_mirrored(tile: np.ndarray, i: int, j: int, out: np.ndarray) -> None:
     last_row, last_column = min(out.shape[1], (i + 1) * TILE), min(out.shape[0], (j + 1) * TILE)
     for first_column in range(j * TILE, last_column, 16):  # 16 x 16: whole cache lines on both sides
         for first_row in range(i * TILE, last_row, 16):
@@ -193,7 +225,7 @@ def _store_mirrored(tile, i, j, out):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def multiply(left, right, out):  # type: ignore[no-untyped-def]
+def multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
     """out (n, m) = products of the rows in `left` (panels of ROWS) with those in `right` (panels of COLUMNS)."""
     across = (out.shape[1] + TILE - 1) // TILE
     for task in prange((out.shape[0] + TILE - 1) // TILE * across):
@@ -203,7 +235,7 @@ def multiply(left, right, out):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def multiply_self(left, right, out):  # type: ignore[no-untyped-def]
+def multiply_self(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
     """As `multiply` for one set of rows in both layouts: only the upper triangle is computed, then mirrored."""
     across = (out.shape[0] + TILE - 1) // TILE
     pairs = np.empty((across * (across + 1) // 2, 2), np.int64)
@@ -225,7 +257,7 @@ def multiply_self(left, right, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _likely_floor(row, k):  # type: ignore[no-untyped-def]
+def _likely_floor(row: np.ndarray, k: int) -> float:
     """A value that, judging by a sample of the row, at least k and not many more entries reach."""
     stride = max(1, row.shape[0] // 1024)
     sample = row[::stride].copy()
@@ -237,7 +269,9 @@ def _likely_floor(row, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _reaching(row, first, last, floor, ids, values, count):  # type: ignore[no-untyped-def]
+def _reaching(
+    row: np.ndarray, first: int, last: int, floor: float, ids: np.ndarray, values: np.ndarray, count: int
+) -> int:
     """Append the entries of row[first:last] that reach the floor; returns the new count."""
     for i in range(first, last):
         ids[count] = i
@@ -247,8 +281,10 @@ def _reaching(row, first, last, floor, ids, values, count):  # type: ignore[no-u
 
 
 @njit(cache=True)
-def _rank_descending(values, count, ranks, order, spare):  # type: ignore[no-untyped-def]
-    """Stable radix sort. ranks[i] grows as values[i] falls; returns an array whose first `count` entries are the order."""
+def _rank_descending(
+    values: np.ndarray, count: int, ranks: np.ndarray, order: np.ndarray, spare: np.ndarray
+) -> np.ndarray:
+    """Stable radix sort: ranks[i] grows as values[i] falls. The first `count` entries returned are the order."""
     bits = values.view(np.int32)
     top, bottom = np.int64(-(2**31)), np.int64(2**31)
     for i in range(count):
@@ -276,7 +312,7 @@ def _rank_descending(values, count, ranks, order, spare):  # type: ignore[no-unt
 
 
 @njit(parallel=True, cache=True)
-def select(similarities, own, by_id, chosen, values):  # type: ignore[no-untyped-def]
+def select(similarities: np.ndarray, own: np.ndarray, by_id: bool, chosen: np.ndarray, values: np.ndarray) -> None:
     """The largest entries of each row of `similarities` (n, m), equal ones in favour of the lower column.
 
     own (n,) is a column to leave out of each row, or -1. `chosen` (n, k) int32 takes the columns, `values` (n, k)
@@ -290,15 +326,12 @@ def select(similarities, own, by_id, chosen, values):  # type: ignore[no-untyped
         ranks, order, spare = np.empty(m, np.int64), np.empty(m, np.int32), np.empty(m, np.int32)
         for i in range(task * chunk, min(n, (task + 1) * chunk)):
             row = similarities[i]
-            floor = _likely_floor(row, k)
-            count = 0
-            while True:
-                split = m if own[i] < 0 else own[i]
+            split = m if own[i] < 0 else own[i]
+            for floor in (_likely_floor(row, k), -np.inf):
                 count = _reaching(row, 0, split, floor, ids, found, 0)
                 count = _reaching(row, split + 1, m, floor, ids, found, count)
                 if count >= k:
                     break
-                floor = -np.inf
             sorted_order = _rank_descending(found, count, ranks, order, spare)
             if by_id:
                 last = ranks[sorted_order[k - 1]]
@@ -326,19 +359,24 @@ CAREFUL = 1e-3  # squared residual or distance, and correlation, under which flo
 
 
 @njit(cache=True)
-def _pack_dictionary(candidates, ids, panels):  # type: ignore[no-untyped-def]
-    """panels (ceil(k_s / STRIP), d, STRIP) = the dictionary's rows; lanes past the last are left as they are."""
+def _pack_dictionary(candidates: np.ndarray, ids: np.ndarray, panels: np.ndarray) -> None:
+    """panels (ceil(k_s / STRIP), d, STRIP) = the dictionary's rows; what lanes past the last hold has no meaning."""
     depth = candidates.shape[1]
-    for first in range(0, ids.shape[0], 16):
-        last = min(first + 16, ids.shape[0])
-        for k_first in range(0, depth, 16):
-            for k in range(k_first, min(k_first + 16, depth)):
-                for i in range(first, last):
-                    panels[i // STRIP, k, i % STRIP] = candidates[ids[i], k]
+    flat, packed = candidates.reshape(-1), panels.reshape(-1)
+    starts = np.empty(LANES, np.int64)
+    for first in range(0, ids.shape[0], LANES):
+        for lane in range(LANES):
+            starts[lane] = np.int64(ids[min(first + lane, ids.shape[0] - 1)]) * depth
+        place = first // STRIP * depth * STRIP + first % STRIP
+        for k in range(0, depth - LANES + 1, LANES):
+            _transpose(flat, starts, k, packed, place + k * STRIP, STRIP)
+        for k in range(depth - depth % LANES, depth):
+            for lane in range(LANES):
+                packed[place + k * STRIP + lane] = flat[starts[lane] + k]
 
 
 @njit(cache=True)
-def _dot(left, right):  # type: ignore[no-untyped-def]
+def _dot(left: np.ndarray, right: np.ndarray) -> float:
     """Dot product in float64, four interleaved chains in a fixed order."""
     a = b = c = d = 0.0
     size = left.shape[0]
@@ -353,15 +391,17 @@ def _dot(left, right):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _orthogonalise(vector, basis, count):  # type: ignore[no-untyped-def]
+def _orthogonalise(vector: np.ndarray, basis: np.ndarray, count: int) -> None:
     for _ in range(2):  # twice is enough (Kahan)
         for s in range(count):
             vector -= _dot(basis[s], vector) * basis[s]
 
 
 @njit(cache=True)
-def _pursue_exactly(target, candidates, ids, support, count):  # type: ignore[no-untyped-def]
-    """Go on from `count` chosen atoms with the residual itself, in float64; returns the final count."""
+def _pursue_exactly(
+    target: np.ndarray, candidates: np.ndarray, ids: np.ndarray, support: np.ndarray, count: int
+) -> None:
+    """Go on from `count` chosen atoms with the residual itself, in float64."""
     sparsity, depth = support.shape[0], target.shape[0]
     basis = np.empty((sparsity, depth), np.float64)
     open_atoms = np.ones(ids.shape[0], np.bool_)
@@ -392,11 +432,20 @@ def _pursue_exactly(target, candidates, ids, support, count):  # type: ignore[no
         support[count] = ids[atom]
         count += 1
         _orthogonalise(residual, basis, count)
-    return count
 
 
 @njit(cache=True)
-def _pursue_one(target, candidates, ids, similarities, gram, support, alpha, lines, panels):  # type: ignore[no-untyped-def]
+def _pursue_one(
+    target: np.ndarray,
+    candidates: np.ndarray,
+    ids: np.ndarray,
+    similarities: np.ndarray,
+    gram: np.ndarray,
+    support: np.ndarray,
+    alpha: np.ndarray,
+    lines: np.ndarray,
+    panels: np.ndarray,
+) -> None:
     """Orthogonal matching pursuit of one target in correlation space.
 
     With the chosen atoms orthonormalised to q_1 ... q_s, lines[s, i] = <D_i, q_s> and alpha[i] = <D_i, residual>, a
@@ -405,34 +454,39 @@ def _pursue_one(target, candidates, ids, similarities, gram, support, alpha, lin
     """
     size, sparsity, depth = ids.shape[0], support.shape[0], target.shape[0]
     alpha[:size] = similarities
-    residual, count, packed = 1.0, 0, False
+    residual, count = 1.0, 0
     while count < sparsity:
         best, atom = np.float32(-1.0), 0
         for i in range(size):
             if abs(alpha[i]) > best:
                 best, atom = abs(alpha[i]), i
         if best < CAREFUL:
-            return _pursue_exactly(target, candidates, ids, support, count)
+            _pursue_exactly(target, candidates, ids, support, count)
+            return
+        distance = 1.0
+        for s in range(count):
+            distance -= np.float64(lines[s, atom]) * np.float64(lines[s, atom])
+        if distance < CAREFUL:
+            _pursue_exactly(target, candidates, ids, support, count)
+            return
+        if count == sparsity - 1:
+            support[count] = ids[atom]
+            return
         line = lines[count]
         if gram.shape[0] > 0:
             products = gram[ids[atom]]
             for i in range(size):
                 line[i] = products[ids[i]]
         else:
-            if not packed:
+            if count == 0:
                 _pack_dictionary(candidates, ids, panels)
-                packed = True
             flat, start = candidates.reshape(-1), np.int64(ids[atom]) * depth
             for p in range(panels.shape[0]):
                 _multiply_row(flat, start, panels.reshape(-1), p * depth * STRIP, depth, line, p * STRIP, STRIP, True)
-        distance = 1.0
         for s in range(count):
             share = lines[s, atom]
-            distance -= np.float64(share) * np.float64(share)
             for i in range(size):
                 line[i] -= share * lines[s, i]
-        if distance < CAREFUL:
-            return _pursue_exactly(target, candidates, ids, support, count)
         inverse = np.float32(1.0 / np.sqrt(distance))
         coefficient = alpha[atom] * inverse
         for i in range(size):
@@ -444,12 +498,19 @@ def _pursue_one(target, candidates, ids, similarities, gram, support, alpha, lin
             alpha[np.searchsorted(ids, support[s])] = 0.0
         residual -= np.float64(coefficient) * np.float64(coefficient)
         if residual < CAREFUL:
-            return _pursue_exactly(target, candidates, ids, support, count)
-    return count
+            _pursue_exactly(target, candidates, ids, support, count)
+            return
 
 
 @njit(parallel=True, cache=True)
-def pursue(targets, candidates, ids, similarities, gram, supports):  # type: ignore[no-untyped-def]
+def pursue(
+    targets: np.ndarray,
+    candidates: np.ndarray,
+    ids: np.ndarray,
+    similarities: np.ndarray,
+    gram: np.ndarray,
+    supports: np.ndarray,
+) -> None:
     """Supports of orthogonal matching pursuit, one target a row.
 
     targets (n, d), candidates (m, d): unit rows, float32. ids (n, k_s) int32 ascending in each row, with their
