@@ -178,6 +178,7 @@ class TrainingRun:
 
     def _log_model(self, result: "TrainingResult", weights: Mapping[str, np.ndarray], ids: "Ids") -> None:
         import mlflow.pyfunc
+        import pandas as pd
         from safetensors.numpy import save_file
 
         with tempfile.TemporaryDirectory(dir=home.home()) as folder:
@@ -194,6 +195,7 @@ class TrainingRun:
                 python_model=str(Path(__file__).with_name("served_model.py")),
                 artifacts=files,
                 signature=_signature(),
+                input_example=(pd.DataFrame({"user": ids.users["raw_id"].head(2).to_list()}), {"k": 5}),
                 pip_requirements=["mlflow", "numpy", "pandas", "pyarrow", "safetensors"],
             )
 

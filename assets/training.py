@@ -140,7 +140,7 @@ def _train(
             **{f"version.{asset}": version for asset, version in versions.items()},
             "dataset": dataset,
             "model": name,
-            "dagster_run_id": context.run_id,
+            "dagster_run_id": context.run.run_id,
             "git_commit": tracking.git_commit(),
             "profile_history": settings.profiles.history,
         },

@@ -130,7 +130,7 @@ def recommend(
     items, scores
         (M, k) int64 and float32, best first, ties to the lower id; -1 and NaN where there is no further item.
     """
-    users, items = torch.from_numpy(user_embeddings), torch.from_numpy(item_embeddings)
+    users, items = torch.tensor(user_embeddings), torch.tensor(item_embeddings)
     everyone = np.arange(len(users))
     blocks = np.array_split(everyone, max(1, -(-len(users) // BLOCK)))
     best = np.concatenate([_top_items(lambda part: users[part] @ items.T, train, part, k, "cpu") for part in blocks])

@@ -43,6 +43,7 @@ class Pipeline:
 
         self._before = os.environ.get("SCALE_HOME")
         os.environ["SCALE_HOME"] = str(self.folder)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves there what was connected last
         home.dagster_home()
         self.instance = dg.DagsterInstance.get()
         return self
