@@ -194,13 +194,18 @@ def _newest(reviews: pl.LazyFrame, settings: InteractionSettings) -> tuple[pl.Da
     )
     if given and rows["split"].null_count():
         raise InteractionError(_missing_split(reviews, rows["split"].null_count()))
-    keys = ["user", "item"]
-    rows = rows.sort(*keys, "split", "timestamp", "row", descending=[False, False, False, True, True], nulls_last=True)
-    pairs = rows.unique(keys, keep="first", maintain_order=True)
+    # Nearly every pair has one review: only the others need the long sort.
+    pair = pl.col("user") * (pl.col("item").max() + 1) + pl.col("item")
+    rows = rows.with_columns(pair=pair).sort("pair")
+    repeated = pl.col("pair").eq_missing(pl.col("pair").shift(1)) | pl.col("pair").eq_missing(pl.col("pair").shift(-1))
+    several = rows.filter(repeated).sort(
+        "pair", "split", "timestamp", "row", descending=[False, False, True, True], nulls_last=True
+    )
+    pairs = pl.concat([rows.filter(~repeated), several.unique("pair", keep="first", maintain_order=True)]).sort("pair")
     counts = {"reviews": rows.height, "pairs": pairs.height, "repeated_reviews": rows.height - pairs.height}
     if given:
-        counts["pairs_in_two_splits"] = rows.unique([*keys, "split"]).height - pairs.height
-    return pairs, counts
+        counts["pairs_in_two_splits"] = several.unique(["pair", "split"]).height - several["pair"].n_unique()
+    return pairs.drop("pair"), counts
 
 
 def _missing_split(reviews: pl.LazyFrame, count: int) -> str:
