@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
+from pipeline.graphs.csr import edges, from_edges
+
 SHAPE = b"scale.shape"
 COMPRESSION = "zstd"
 
@@ -72,11 +74,8 @@ def write_array(vectors: np.ndarray, path: Path) -> None:
 
 def write_graph(graph: csr_array, path: Path) -> None:
     """Write a binary graph as its edges, sorted by row, then column."""
-    graph = graph.tocsr()
-    graph.sort_indices()
-    rows = np.repeat(np.arange(graph.shape[0], dtype=np.int32), np.diff(graph.indptr))
-    columns = pa.table({"row": rows, "column": graph.indices.astype(np.int32)})
-    write_table(_with_shape(columns, graph.shape), path)
+    rows, columns = edges(graph)
+    write_table(_with_shape(pa.table({"row": rows, "column": columns}), graph.shape), path)
 
 
 def read_table(path: Path) -> pl.DataFrame:
@@ -92,13 +91,14 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_graph(path: Path) -> csr_array:
-    """Read a binary graph: data 1.0 (float32), int32 indices, sorted."""
+    """Read a binary graph: data 1.0 (float32), sorted indices."""
     table = _read(path)
     shape = _shape(table, path)
     rows, columns = (table.column(name).to_numpy() for name in ("row", "column"))
-    pointers = np.zeros(shape[0] + 1, dtype=np.int32 if len(rows) < 2**31 else np.int64)
-    np.cumsum(np.bincount(rows, minlength=shape[0]), out=pointers[1:])
-    return csr_array((np.ones(len(rows), dtype=np.float32), columns, pointers), shape=shape)
+    try:
+        return from_edges(rows, columns, shape)
+    except ValueError as error:
+        raise StoredFileError(f"{path}: {error}; delete it and run its stage again") from error
 
 
 def _with_shape(table: pa.Table, shape: tuple[int, ...]) -> pa.Table:
