@@ -5,13 +5,13 @@ and likes two themes of each. Texts and image vectors follow from those places, 
 (`planted`). There are few interactions per item, so that texts tell more about an item than its users do.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from pipeline.parquet import atomic_path
 from pipeline.settings import DemoSource
 from pipeline.sources import Progress
 from pipeline.sources.amazon import read_files
@@ -107,7 +107,6 @@ def write_demo(settings: DemoSource, folder: Path) -> tuple[Path, Path, Path]:
     """
     from pipeline.sources.demo_files import image_bytes, metadata_bytes, review_bytes
 
-    folder.mkdir(parents=True, exist_ok=True)
     truth = planted(settings)
     contents = {
         "reviews_Demo.json.gz": review_bytes(truth, settings.seed),
@@ -115,9 +114,8 @@ def write_demo(settings: DemoSource, folder: Path) -> tuple[Path, Path, Path]:
         "image_features_Demo.b": image_bytes(truth, settings.seed),
     }
     for name, content in contents.items():
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
     reviews, metadata, images = (folder / name for name in contents)
     return reviews, metadata, images
 

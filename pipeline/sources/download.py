@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from pipeline.parquet import atomic_path
 from pipeline.settings import RawFile
 from pipeline.sources import Progress, SourceError
 
@@ -90,9 +91,8 @@ def _hold(target: Path, raw_file: RawFile) -> None:
 
 
 def _record(target: Path, sha256: str) -> None:
-    temporary = target.with_name(f".{target.name}.sha256.tmp")
-    temporary.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")  # as `sha256sum -c` reads it
-    os.replace(temporary, _note(target))
+    with atomic_path(_note(target)) as temporary:
+        temporary.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")  # as `sha256sum -c` reads it
 
 
 def _note(target: Path) -> Path:

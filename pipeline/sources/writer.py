@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.parquet import atomic_path
 from pipeline.sources import RawTables, SourceError
 
 BATCH_ROWS = 50_000
@@ -53,7 +55,7 @@ def images_schema(size: int) -> pa.Schema:
 class RawWriter:
     """Writes the raw tables in batches, counts rows, and sets bad rows aside.
 
-    A context manager: whatever is not finished by `finish` is removed at exit.
+    A context manager: the tables are put in place at exit, after `finish`; an error leaves none of them.
 
     Parameters
     ----------
@@ -64,8 +66,9 @@ class RawWriter:
     """
 
     def __init__(self, out: Path, max_bad_share: float) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        self._out = out
+        self._final = {name: out / f"{name}.parquet" for name in TABLES}
+        self._stack = ExitStack()
+        self._temporary = {name: self._stack.enter_context(atomic_path(path)) for name, path in self._final.items()}
         self._max_bad_share = max_bad_share
         self._rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in SCHEMAS}
         self._written: Counter[str] = Counter()
@@ -82,8 +85,7 @@ class RawWriter:
     ) -> None:
         for writer in self._writers.values():
             writer.close()
-        for name in TABLES:
-            self._temporary(name).unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
 
     def count(self, file: str, rows: int = 1) -> None:
         """Note that `rows` rows of a raw file were read, good or bad."""
@@ -118,12 +120,12 @@ class RawWriter:
             self._set_aside.setdefault(file, Counter())[reason] += rows
 
     def finish(self) -> RawTables:
-        """Close the tables and put them in place.
+        """Close the tables and say what is in them.
 
         Raises
         ------
         SourceError
-            A file has too many malformed rows; then only the quarantine is put in place.
+            A file has too many malformed rows; then the quarantine alone is put in place.
         """
         for table in SCHEMAS:
             self._flush(table)
@@ -134,13 +136,9 @@ class RawWriter:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
-        os.replace(self._temporary("quarantine"), self._final("quarantine"))
         self._check_bad_shares()
-        for name in TABLES:
-            if name != "quarantine":
-                os.replace(self._temporary(name), self._final(name))
         return RawTables(
-            **{name: self._final(name) for name in TABLES},
+            **self._final,
             rows={name: self._written[name] for name in TABLES},
             read=dict(self._read),
             rejected={file: dict(reasons) for file, reasons in self._rejected.items()},
@@ -151,10 +149,11 @@ class RawWriter:
         for file, reasons in self._rejected.items():
             bad, rows = reasons.total(), self._read[file]
             if bad > self._max_bad_share * rows:
+                os.replace(self._temporary["quarantine"], self._final["quarantine"])
                 shown = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
                 raise SourceError(
                     f"{file}: {bad} of {rows} rows ({bad / rows:.1%}) are malformed, and at most "
-                    f"{self._max_bad_share:.1%} may be: {shown}. The rows are in {self._final('quarantine')}; mend "
+                    f"{self._max_bad_share:.1%} may be: {shown}. The rows are in {self._final['quarantine']}; mend "
                     "the file, or raise raw.max_bad_share if they can be spared"
                 )
 
@@ -176,12 +175,6 @@ class RawWriter:
 
     def _write(self, table: str, content: pa.Table) -> None:
         if table not in self._writers:
-            self._writers[table] = pq.ParquetWriter(self._temporary(table), content.schema, compression="zstd")
+            self._writers[table] = pq.ParquetWriter(self._temporary[table], content.schema, compression="zstd")
         self._writers[table].write_table(content)
         self._written[table] += content.num_rows
-
-    def _final(self, table: str) -> Path:
-        return self._out / f"{table}.parquet"
-
-    def _temporary(self, table: str) -> Path:
-        return self._out / f".{table}.parquet.{os.getpid()}.tmp"

@@ -72,6 +72,9 @@ def test_flaws_of_published_files_are_there_and_few(tables):
     for file, reasons in tables.rejected.items():
         assert 0 < sum(reasons.values()) < 0.01 * tables.read[file]
     assert tables.set_aside["meta_Demo.json.gz"]["second row of an item"] > 0
+    aside = [count for part in (tables.rejected, tables.set_aside) for file in part.values() for count in file.values()]
+    kept = tables.rows["reviews"] + tables.rows["items"] + tables.rows["images"]
+    assert sum(tables.read.values()) == kept + sum(aside)
     reviews, items = pl.read_parquet(tables.reviews), pl.read_parquet(tables.items)
     assert 0 < reviews.height - reviews.n_unique(["user", "item"]) < 0.02 * reviews.height
     for field in ("description", "categories", "brand", "price"):
