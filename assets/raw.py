@@ -11,7 +11,7 @@ from assets.partitions import DATASETS
 from assets.progress import Progress
 from assets.settings import partition_of, settings_of
 from assets.stage import Check, Result, check_specs, publish
-from assets.versions import code_of, settings_key
+from assets.versions import code_of, package, settings_key
 from pipeline.sources import RawTables, read_source
 
 TABLES = {
@@ -28,7 +28,7 @@ CHECKS = {"every_row_accounted_for": "Rows in the files = rows kept + rows set a
     name="raw",
     outs={
         name: dg.AssetOut(
-            description=text, group_name="raw", kinds={"parquet"}, code_version=code_of("pipeline.sources")
+            description=text, group_name="raw", kinds={"parquet"}, code_version=code_of(*package("pipeline.sources"))
         )
         for name, text in TABLES.items()
     },

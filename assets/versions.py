@@ -41,9 +41,18 @@ def code_of(*modules: str, function: Callable[..., Any] | None = None) -> str:
     return fingerprint.settings_version(versions, fingerprint.code_version(_body(function)) if function else "")
 
 
+def package(name: str) -> list[str]:
+    """Every module of a package, for one that imports its modules by name when they are needed."""
+    return [name, *(f"{name}.{path.stem}" for path in sorted(_source(name).parent.glob("*.py")) if path.stem[0] != "_")]
+
+
 @cache
 def _module_version(module: str) -> str:
-    return fingerprint.code_version(_source(module).read_text(encoding="utf-8"))
+    """Version of a module's code; for a package, of the data files beside it too."""
+    source = _source(module)
+    data = sorted(source.parent.glob("*.yaml")) if source.stem == "__init__" else []
+    texts = {path.name: path.read_text(encoding="utf-8") for path in data}
+    return fingerprint.settings_version(texts, fingerprint.code_version(source.read_text(encoding="utf-8")))
 
 
 @cache

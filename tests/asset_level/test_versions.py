@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from assets import versions
+from assets.settings import dataset
+from assets.versions import SETTINGS, code_of, model_version, package, settings_version
+
+
+def reached(monkeypatch: pytest.MonkeyPatch, *modules: str) -> set[str]:
+    """Modules whose source counts in a code version."""
+    seen: set[str] = set()
+    monkeypatch.setattr(versions, "_module_version", lambda name: seen.add(name) or name)
+    code_of(*modules)
+    return seen
+
+
+def test_code_version_follows_imports(monkeypatch: pytest.MonkeyPatch):
+    assert {"pipeline.graphs.omp", "pipeline.graphs.kernels"} <= reached(monkeypatch, "pipeline.graphs.omp")
+    assert "pipeline.graphs.omp" not in reached(monkeypatch, "pipeline.graphs.knn")
+    assert {"model.layers", "model.losses", "model.base"} <= reached(monkeypatch, "model.scale")
+    assert "model.baselines.lightgcn" not in reached(monkeypatch, "model.scale")
+    assert {"pipeline.sources.amazon", "pipeline.sources.demo"} <= set(package("pipeline.sources"))
+    with pytest.raises(ValueError, match="not a module"):
+        code_of("pipeline.absent")
+
+
+def test_a_setting_changes_the_version_of_its_group_alone():
+    before = dataset("tiny")
+    after = dataset("tiny", {"subspace.sparsity": 3, "resources.threads": 1})
+    changed = {name for name in SETTINGS if settings_version(name, before) != settings_version(name, after)}
+    assert changed == {"subspace"}
+
+
+def test_model_versions_are_their_own():
+    before, after = dataset("tiny"), dataset("tiny", {"models.scale.relation_weight": 0.1, "training.device": "cpu"})
+    assert model_version("scale", before) != model_version("scale", after)
+    assert model_version("bpr", before) == model_version("bpr", after)
+    seeded = dataset("tiny", {"training.seed": 1})
+    assert model_version("bpr", before) != model_version("bpr", seeded)
+
+
+def test_prompts_count_where_a_model_reads_them(tmp_path: Path):
+    prompt = tmp_path / "user.md.j2"
+
+    def version(text: str, backend: str, group: str = "user_profiles") -> str:
+        prompt.write_text(text)
+        changes = {"profiles.backend": backend, "profiles.user_prompt": str(prompt)}
+        return settings_version(group, dataset("tiny", changes))
+
+    base = "Describe.\n{% for entry in history %}{{ entry.title }}\n{% endfor %}"
+    assert version(base, "openai") == version("{# note #}" + base, "openai")
+    assert version(base, "openai") != version("Please. " + base, "openai")
+    assert version(base, "openai", "item_profiles") == version("Please. " + base, "openai", "item_profiles")
+    assert version(base, "extractive") == version("Please. " + base, "extractive")
+
+
+def test_a_changed_raw_file_is_a_changed_version(tmp_path: Path):
+    clicks = tmp_path / "clicks.csv"
+    changes = {"source": {"kind": "tables", "interactions": {"path": str(clicks)}}}
+    versions_seen = set()
+    for text in (None, "user,item\na,b\n", "user,item\na,c2\n"):
+        if text is not None:
+            clicks.write_text(text)
+        versions_seen.add(settings_version("source", dataset("tiny", changes)))
+    assert len(versions_seen) == 3
