@@ -162,11 +162,16 @@ def _train(
         run.fail()
         raise
     checkpoint.unlink(missing_ok=True)
-    yield from _results(group, result, data, run, started)
+    yield from _results(group, result, data, settings.training.seed, run, started)
 
 
 def _results(
-    group: ModelGroup, result: "TrainingResult", data: "RecData", run: tracking.TrainingRun, started: float
+    group: ModelGroup,
+    result: "TrainingResult",
+    data: "RecData",
+    seed: int,
+    run: tracking.TrainingRun,
+    started: float,
 ) -> Iterator[dg.MaterializeResult]:
     from model.metrics import evaluate, popularity
 
@@ -178,6 +183,7 @@ def _results(
     }
     shown = {
         **{f"test_{name}": value for name, value in means.items()},
+        "seed": seed,
         "epochs": len(result.history),
         "best_epoch": result.best_epoch,
         "stopped_by": result.stopped_by,

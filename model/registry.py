@@ -38,11 +38,11 @@ MODELS: dict[str, ModelEntry] = {
 
 
 def entry(name: str) -> ModelEntry:
-    """The entry of a model; an unknown name is a `KeyError` with the nearest known one."""
+    """The entry of a model; an unknown name is a `ValueError` with the nearest known one."""
     if name not in MODELS:
         near = difflib.get_close_matches(name.lower(), MODELS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(MODELS))}"
-        raise KeyError(f"unknown model {name!r}; {hint}")
+        raise ValueError(f"unknown model {name!r}; {hint}")
     return MODELS[name]
 
 

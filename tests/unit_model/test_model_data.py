@@ -20,7 +20,7 @@ def test_light_modules_import_no_torch() -> None:
 
 
 def test_unknown_model_names_the_nearest() -> None:
-    with pytest.raises(KeyError, match="did you mean lightgcn"):
+    with pytest.raises(ValueError, match="did you mean lightgcn"):
         entry("LightGNC")
 
 
