@@ -18,7 +18,7 @@ from assets.partitions import by_dataset_and_model
 from assets.progress import Progress
 from assets.settings import Dataset, partition_of, settings_of
 from assets.stage import Check, Result, check_specs, publish, takes
-from assets.versions import code_of, model_version, recorded_version, settings_key
+from assets.versions import code_of, lineage, model_version, settings_key
 from model.registry import MODELS
 from pipeline import fingerprint
 from pipeline.settings import validate
@@ -129,15 +129,18 @@ def _train(
     settings = settings_of(context)
     data = rec_data(dataset, inputs)
     model = build(name, data, settings)
-    versions = upstream_versions(context, group, dataset)
-    identity = fingerprint.settings_version(versions, model_version(name, settings))
+    parents = [dg.AssetKey(asset) for asset in inputs_of(group)]
+    versions = lineage(context.instance, [group.settings_key, *parents], [str(context.partition_key), dataset])
+    identity = fingerprint.settings_version(
+        {asset: versions.get(asset) for asset in inputs}, model_version(name, settings)
+    )
     checkpoint = home.checkpoint_path(dataset, name)
     run = tracking.TrainingRun(
         experiment=dataset,
         name=f"{MODELS[name].title} seed {settings.training.seed}",
         settings=_logged(settings, model, name),
         tags={
-            **{f"version.{asset}": version for asset, version in versions.items()},
+            **{f"version.{asset.replace('/', '.')}": version for asset, version in versions.items()},
             "dataset": dataset,
             "model": name,
             "dagster_run_id": context.run.run_id,
@@ -231,20 +234,6 @@ def build(name: str, data: "RecData", settings: Dataset) -> "Recommender":
     model_class = load(name)
     config = validate(model_class.Config, settings.models.get(name, {}), f"models.{name}")
     return model_class(config, data, torch.Generator().manual_seed(settings.training.seed))
-
-
-def upstream_versions(context: dg.AssetExecutionContext, group: ModelGroup, dataset: str) -> dict[str, str]:
-    """Data version of every stage that the training stands on, and of its settings and code."""
-    from assets.definitions import defs  # which is made of this module's assets
-
-    graph = defs.resolve_asset_graph()
-    versions = {}
-    for key in sorted(graph.get_ancestor_asset_keys(group.key("trained_model"))):
-        partition = context.partition_key if key == group.settings_key else dataset
-        version = recorded_version(context.instance, key, str(partition))
-        if version is not None:
-            versions[key.to_user_string().replace("/", ".")] = version
-    return versions
 
 
 def _logged(settings: Dataset, model: "Recommender", name: str) -> dict[str, Any]:

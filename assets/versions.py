@@ -7,7 +7,7 @@ partition: so each group of settings is an external asset, observed with a data 
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,9 @@ from assets.settings import Dataset
 from model.registry import MODELS
 from pipeline import fingerprint
 from pipeline.settings import EmbeddingSettings, ProfileSettings
+
+DATA_VERSION = "dagster/data_version"
+INPUT_VERSION = "dagster/input_data_version/"
 
 # Settings count by value, and storage and hashing do not change what is stored.
 NOT_COUNTED = {"pipeline.settings", "pipeline.parquet", "pipeline.fingerprint"}
@@ -167,21 +170,44 @@ def _plain(content: Any) -> Any:
     return content.model_dump(mode="json") if hasattr(content, "model_dump") else content
 
 
-def observe(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, version: str) -> bool:
-    """Record the version of an external asset's partition, unless it is the one on record; True when recorded."""
-    known = instance.fetch_observations(dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1)
-    if known.records:
-        observation = known.records[0].asset_observation
-        if observation is not None and observation.tags.get("dagster/data_version") == version:
-            return False
-    tags = {"dagster/data_version": version}
-    instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
-    return True
+def observe(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, version: str) -> None:
+    """Record the version of an external asset's partition, unless it is the one on record."""
+    if recorded_version(instance, key, partition) != version:
+        tags = {DATA_VERSION: version}
+        instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
 
 
 def recorded_version(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> str | None:
-    """Data version of the newest materialisation of an asset partition."""
-    found = instance.fetch_materializations(dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1)
-    if not found.records or found.records[0].asset_materialization is None:
-        return None
-    return (found.records[0].asset_materialization.tags or {}).get("dagster/data_version")
+    """Data version of the newest materialisation, or observation, of an asset partition."""
+    return _tags(instance, key, partition).get(DATA_VERSION)
+
+
+def lineage(instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey], partitions: Sequence[str]) -> dict[str, str]:
+    """Versions of `keys` and of everything that they were made from, as recorded: asset name -> data version.
+
+    Parameters
+    ----------
+    partitions
+        Where to look for each asset: the first of these partitions that has a record.
+    """
+    versions: dict[str, str] = {}
+    waiting = list(keys)
+    while waiting:
+        key = waiting.pop()
+        tags = next((found for part in partitions if (found := _tags(instance, key, part))), {})
+        if key.to_user_string() in versions or DATA_VERSION not in tags:
+            continue
+        versions[key.to_user_string()] = tags[DATA_VERSION]
+        inputs = [name.removeprefix(INPUT_VERSION) for name in tags if name.startswith(INPUT_VERSION)]
+        waiting += [dg.AssetKey.from_user_string(name) for name in inputs]
+    return dict(sorted(versions.items()))
+
+
+def _tags(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> Mapping[str, str]:
+    where = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
+    for fetch in (instance.fetch_materializations, instance.fetch_observations):
+        records = fetch(where, limit=1).records
+        if records:
+            event = records[0].asset_materialization or records[0].asset_observation
+            return (event.tags if event else None) or {}
+    return {}
