@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.sources.amazon import IMAGE_SIZE, RECORD
-from pipeline.sources.demo import Planted
+from pipeline.sources.planted import Planted
 
 FIRST_DAY, DAYS = 16071, 1461  # the years 2014 to 2017, in days since 1970
 DAY_SECONDS = 86_400
