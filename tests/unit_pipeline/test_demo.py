@@ -9,8 +9,8 @@ from pipeline.interactions import build_interactions
 from pipeline.settings import DATASETS_FOLDER, DatasetSettings, DemoSource, load_settings, validate
 from pipeline.sources import RawTables, read_source
 from pipeline.sources.demo import write_demo
-from pipeline.sources.planted import FEWEST, LIKED_THEMES, MOST, OFF_INTEREST, USER_INTERESTS, planted
 from pipeline.sources.demo_files import item_names, user_names
+from pipeline.sources.planted import FEWEST, LIKED_THEMES, MOST, OFF_INTEREST, USER_INTERESTS, planted
 
 SOURCE = DemoSource(kind="demo")
 
