@@ -20,6 +20,7 @@ console = Console(highlight=False)
 METRICS = ("recall_at_10", "recall_at_20", "ndcg_at_10", "ndcg_at_20")
 HEADINGS = {"recall_at_10": "R@10", "recall_at_20": "R@20", "ndcg_at_10": "N@10", "ndcg_at_20": "N@20"}
 SHOW_AFTER = 0.5  # seconds: a shorter job needs no bar
+SHOWN_STAGES = 12
 
 
 # One terminal, one set of bars; drawn while `with bars:` lasts.
@@ -60,7 +61,8 @@ def show_wave(wave: Mapping[Node, Finding]) -> None:
     for node, finding in wave.items():
         reasons.setdefault(finding.reason, []).append(node.name)
     for reason, names in reasons.items():
-        console.print(f"[bold]running[/] {', '.join(names)} [dim]({escape(reason)})[/]")
+        shown = ", ".join(names) if len(names) <= SHOWN_STAGES else f"{len(names)} stages, {names[0]} to {names[-1]}"
+        console.print(f"[bold]running[/] {shown} [dim]({escape(reason)})[/]")
 
 
 def results_table(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Mapping[str, float]], title: str) -> Table:
