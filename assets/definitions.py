@@ -16,11 +16,30 @@ DATA_ASSETS = dg.load_assets_from_modules([raw, interactions, profiles, embeddin
 MODEL_ASSETS = [asset for group in GROUPS for asset in (training_asset(group), recommendations_asset(group))]
 SETTINGS_ASSETS = [*SETTINGS_SPECS, *(model_settings_spec(group.settings_key, group.partitions) for group in GROUPS)]
 
+# What the UI lists under Jobs, so that no selection in the asset graph is needed: one launch for a dataset, one for
+# a model of it. They are apart because a job has one set of partitions.
+JOBS = [
+    dg.define_asset_job(
+        "data", dg.AssetSelection.assets(*DATA_ASSETS), description="Every stage before training, of one dataset."
+    ),
+    *(
+        dg.define_asset_job(
+            f"train_on_{group.name}",
+            dg.AssetSelection.assets(
+                *(group.key(name) for name in ("trained_model", "user_metrics", "recommendations"))
+            ),
+            description=f"Train one of {', '.join(group.models)} on one dataset, and recommend. Run `data` first.",
+        )
+        for group in GROUPS
+    ),
+]
+
 
 def definitions(progress: Progress) -> dg.Definitions:
     """Everything, with long stages reporting to `progress`."""
     return dg.Definitions(
         assets=[*DATA_ASSETS, *MODEL_ASSETS, *SETTINGS_ASSETS],
+        jobs=JOBS,
         resources={"io_manager": ParquetIOManager(UPath(home.store())), "progress": progress},
         # In one process: a step of its own costs seconds of start-up, and a stage uses every core by itself.
         executor=dg.in_process_executor,

@@ -84,6 +84,15 @@ def test_every_model_is_a_partition_of_its_group():
         assert all(f"demo|{model}" in partitions.get_partition_keys() for model in group.models)
 
 
+def test_jobs_cover_every_stage_and_each_has_one_set_of_partitions():
+    jobs = {job.name: job for job in map(defs.resolve_job_def, (job.name for job in defs.jobs))}
+    assert sorted(jobs) == ["data", "train_on_interactions", "train_on_semantic_graph"]
+    covered = [key for job in jobs.values() for key in job.asset_layer.executable_asset_keys]
+    assert sorted(covered) == sorted(GRAPH.materializable_asset_keys)
+    assert "demo" in jobs["data"].partitions_def.get_partition_keys()
+    assert "demo|scale" in jobs["train_on_semantic_graph"].partitions_def.get_partition_keys()
+
+
 def test_import_loads_nothing_heavy():
     script = "import json, sys, assets.definitions; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.check_output([sys.executable, "-c", script], text=True))
