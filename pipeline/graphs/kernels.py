@@ -215,13 +215,14 @@ def _store_tile(tile: np.ndarray, i: int, j: int, out: np.ndarray) -> None:
 
 
 @njit(cache=True)
-def _store_mirrored(tile: np.ndarray, i: int, j: int, out: np.ndarray) -> None:
-    last_row, last_column = min(out.shape[1], (i + 1) * TILE), min(out.shape[0], (j + 1) * TILE)
-    for first_column in range(j * TILE, last_column, 16):  # 16 x 16: whole cache lines on both sides
-        for first_row in range(i * TILE, last_row, 16):
-            for column in range(first_column, min(first_column + 16, last_column)):
-                for row in range(first_row, min(first_row + 16, last_row)):
-                    out[column, row] = tile[(row - i * TILE) * TILE + column - j * TILE]
+def _turn(tile: np.ndarray, turned: np.ndarray) -> None:
+    """turned = transpose of tile, both (TILE * TILE,)."""
+    starts = np.empty(LANES, np.int64)
+    for row in range(0, TILE, LANES):
+        for lane in range(LANES):
+            starts[lane] = (row + lane) * TILE
+        for column in range(0, TILE, LANES):
+            _transpose(tile, starts, column, turned, column * TILE + row, TILE)
 
 
 @njit(parallel=True, cache=True)
@@ -250,31 +251,57 @@ def multiply_self(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
         _fill_tile(left, right, i, j, tile)
         _store_tile(tile, i, j, out)
         if j > i:
-            _store_mirrored(tile, i, j, out)
+            turned = np.empty(TILE * TILE, np.float32)
+            _turn(tile, turned)
+            _store_tile(turned, j, i, out)
 
 
 # ------------------------------------------------------------------------------------------------------ selection
 
 
+SAMPLE = 1024  # entries of a row that its floor is judged by
+
+
+def likely_rank(k: int, columns: int) -> int:
+    """Rank in a sample of a row which, all but surely, at least k entries of the whole row reach, and few more do."""
+    expected = k * SAMPLE / columns
+    return int(expected + 4.0 * expected**0.5 + 2.0)
+
+
+_likely_rank = njit(cache=True)(likely_rank)
+
+
 @njit(cache=True)
-def _likely_floor(row: np.ndarray, k: int) -> float:
-    """A value that, judging by a sample of the row, at least k and not many more entries reach."""
-    stride = max(1, row.shape[0] // 1024)
-    sample = row[::stride].copy()
-    expected = k * sample.shape[0] / row.shape[0]
-    rank = int(expected + 3.0 * np.sqrt(expected) + 2.0)
-    if rank >= sample.shape[0]:
+def _floor(sample: np.ndarray, rank: int) -> float:
+    """A value that at least `rank` entries reach and hardly more, by a histogram; minus infinity if there are fewer."""
+    if rank > sample.shape[0]:
         return -np.inf
-    return np.partition(sample, sample.shape[0] - rank)[sample.shape[0] - rank]
+    low = high = sample[0]
+    for value in sample:
+        low, high = min(low, value), max(high, value)
+    if low == high:
+        return low
+    histogram = np.zeros(SAMPLE, np.int32)
+    scale = (SAMPLE - 1) / (high - low)
+    for value in sample:
+        histogram[int((value - low) * scale)] += 1
+    cell, count = SAMPLE, 0
+    while count < rank:
+        cell -= 1
+        count += histogram[cell]
+    return low + cell / scale
 
 
 @njit(cache=True)
 def _reaching(
-    row: np.ndarray, first: int, last: int, floor: float, ids: np.ndarray, values: np.ndarray, count: int
+    row: np.ndarray, first: int, last: int, floor: float, start: int, ids: np.ndarray, values: np.ndarray, count: int
 ) -> int:
-    """Append the entries of row[first:last] that reach the floor; returns the new count."""
+    """Append the entries of row[first:last] that reach the floor, with their place + start; returns the new count.
+
+    `ids` and `values` need room for one entry more than they take.
+    """
     for i in range(first, last):
-        ids[count] = i
+        ids[count] = start + i
         values[count] = row[i] + np.float32(0.0)  # -0.0 becomes 0.0, so that they tie
         count += row[i] >= floor
     return count
@@ -311,6 +338,39 @@ def _rank_descending(
     return order
 
 
+@njit(cache=True)
+def _choose(
+    ids: np.ndarray, found: np.ndarray, count: int, by_id: bool, sorting: tuple, chosen: np.ndarray, values: np.ndarray
+) -> None:
+    """The len(chosen) largest of `count` found entries, whose ids ascend; largest first, or by id."""
+    k = chosen.shape[0]
+    ranks, order, spare = sorting
+    order = _rank_descending(found, count, ranks, order, spare)
+    if not by_id:
+        for place in range(k):
+            chosen[place] = ids[order[place]]
+            values[place] = found[order[place]]
+        return
+    last = ranks[order[k - 1]]
+    ties = 0  # entries equal to the last one chosen that have a place
+    while ties < k and ranks[order[k - 1 - ties]] == last:
+        ties += 1
+    place = 0
+    for c in range(count):
+        if ranks[c] < last or (ranks[c] == last and ties > 0):
+            ties -= ranks[c] == last
+            chosen[place] = ids[c]
+            values[place] = found[c]
+            place += 1
+
+
+@njit(cache=True)
+def _scratch(size: int) -> tuple:
+    """Ids, values, and what sorting them takes."""
+    sorting = np.empty(size, np.int64), np.empty(size, np.int32), np.empty(size, np.int32)
+    return np.empty(size, np.int32), np.empty(size, np.float32), sorting
+
+
 @njit(parallel=True, cache=True)
 def select(similarities: np.ndarray, own: np.ndarray, by_id: bool, chosen: np.ndarray, values: np.ndarray) -> None:
     """The largest entries of each row of `similarities` (n, m), equal ones in favour of the lower column.
@@ -320,35 +380,102 @@ def select(similarities: np.ndarray, own: np.ndarray, by_id: bool, chosen: np.nd
     """
     n, m = similarities.shape
     k = chosen.shape[1]
+    rank = _likely_rank(k, m)
     chunk = 32  # rows that share one allocation of scratch
     for task in prange((n + chunk - 1) // chunk):
-        ids, found = np.empty(m + 1, np.int32), np.empty(m + 1, np.float32)
-        ranks, order, spare = np.empty(m, np.int64), np.empty(m, np.int32), np.empty(m, np.int32)
+        ids, found, sorting = _scratch(m + 1)
         for i in range(task * chunk, min(n, (task + 1) * chunk)):
             row = similarities[i]
             split = m if own[i] < 0 else own[i]
-            for floor in (_likely_floor(row, k), -np.inf):
-                count = _reaching(row, 0, split, floor, ids, found, 0)
-                count = _reaching(row, split + 1, m, floor, ids, found, count)
+            likely = _floor(row[:: m // SAMPLE], rank) if m > SAMPLE else -np.inf
+            for floor in (likely, -np.inf):
+                count = _reaching(row, 0, split, floor, 0, ids, found, 0)
+                count = _reaching(row, split + 1, m, floor, 0, ids, found, count)
                 if count >= k:
                     break
-            sorted_order = _rank_descending(found, count, ranks, order, spare)
-            if by_id:
-                last = ranks[sorted_order[k - 1]]
-                ties = 0  # entries equal to the last one chosen that have a place
-                while ties < k and ranks[sorted_order[k - 1 - ties]] == last:
-                    ties += 1
-                place = 0
-                for c in range(count):
-                    if ranks[c] < last or (ranks[c] == last and ties > 0):
-                        ties -= ranks[c] == last
-                        chosen[i, place] = ids[c]
-                        values[i, place] = found[c]
-                        place += 1
-            else:
-                for place in range(k):
-                    chosen[i, place] = ids[sorted_order[place]]
-                    values[i, place] = found[sorted_order[place]]
+            _choose(ids, found, count, by_id, sorting, chosen[i], values[i])
+
+
+# ---------------------------------------------------------------------------------------------------------- sweep
+# The nearest neighbours of one set in itself without its Gram matrix, each product computed once: strip after strip of
+# rows, from the diagonal on. A product also counts for its column's row, if it reaches that one's floor.
+
+
+@njit(parallel=True, cache=True)
+def find_floors(products: np.ndarray, rank: int, floors: np.ndarray) -> None:
+    """floors (b,) = a value that `rank` entries of each row of products (b, sample size) reach."""
+    for i in prange(products.shape[0]):
+        floors[i] = _floor(products[i], rank)
+
+
+@njit(parallel=True, cache=True)
+def sweep(
+    left: np.ndarray,
+    right: np.ndarray,
+    first: int,
+    strip: np.ndarray,
+    floors: np.ndarray,
+    ids: np.ndarray,
+    values: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """strip (b, n - first * TILE) = products of the b rows from tile `first` on with themselves and all later rows.
+
+    Each later row j takes those of its products with the b rows that reach floors[j] into ids[j], values[j] (capacity,)
+    and counts[j], which becomes -1 when they are more than fit.
+    """
+    tiles, across = (strip.shape[0] + TILE - 1) // TILE, (floors.shape[0] + TILE - 1) // TILE
+    for task in prange(across - first):
+        j = first + task
+        tile, turned = np.empty(TILE * TILE, np.float32), np.empty(TILE * TILE, np.float32)
+        near, found = np.empty(TILE + 1, np.int32), np.empty(TILE + 1, np.float32)
+        for i in range(first, first + tiles):
+            _fill_tile(left, right, i, j, tile)
+            _store_tile(tile, i - first, task, strip)
+            if task < tiles:
+                continue
+            _turn(tile, turned)
+            for column in range(j * TILE, min(floors.shape[0], (j + 1) * TILE)):
+                line = turned[(column - j * TILE) * TILE : (column - j * TILE + 1) * TILE]
+                hits = _reaching(line, 0, TILE, floors[column], i * TILE, near, found, 0)
+                count = counts[column]
+                if count < 0 or count + hits > ids.shape[1]:
+                    counts[column] = -1
+                    continue
+                ids[column, count : count + hits] = near[:hits]
+                values[column, count : count + hits] = found[:hits]
+                counts[column] = count + hits
+
+
+@njit(parallel=True, cache=True)
+def finish(
+    strip: np.ndarray,
+    start: int,
+    floors: np.ndarray,
+    ids: np.ndarray,
+    values: np.ndarray,
+    counts: np.ndarray,
+    chosen: np.ndarray,
+    similarities: np.ndarray,
+) -> None:
+    """Choose for each row of the strip, which is row `start` + its number, from what it took and what the strip holds.
+
+    chosen, similarities (n, k): as `select` has them. A row that took too much or finds too little stays as it is.
+    """
+    chunk = 32
+    k = chosen.shape[1]
+    for task in prange((strip.shape[0] + chunk - 1) // chunk):
+        near, found, sorting = _scratch(ids.shape[1] + strip.shape[1] + 1)
+        for r in range(task * chunk, min(strip.shape[0], (task + 1) * chunk)):
+            count, i = counts[start + r], start + r
+            if count < 0:
+                continue
+            near[:count] = ids[i, :count]
+            found[:count] = values[i, :count]
+            count = _reaching(strip[r], 0, r, floors[i], start, near, found, count)
+            count = _reaching(strip[r], r + 1, strip.shape[1], floors[i], start, near, found, count)
+            if count >= k:
+                _choose(near, found, count, False, sorting, chosen[i], similarities[i])
 
 
 # -------------------------------------------------------------------------------------------------------- pursuit

@@ -1,12 +1,15 @@
 """Exact nearest neighbours by cosine similarity, and the feature similarity graphs made of them (eqs. 4, 5)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from pipeline.graphs import csr
+
+if TYPE_CHECKING:
+    from pipeline.graphs.products import UnitRows
 
 
 class Neighbours(NamedTuple):
@@ -44,8 +47,8 @@ def nearest(
     k
         Neighbours of a query; fewer (k') where there are fewer candidates.
     memory_gb
-        Budget in 10^9 bytes of the similarities held at a time. Copies of the features come on top: 4 d bytes for each
-        query and 8 d for each candidate.
+        Budget in 10^9 bytes of the similarities held at a time. The result comes on top, and copies of the features:
+        8 d bytes for each query and each candidate.
     threads
         Default: every core.
     progress
@@ -63,22 +66,34 @@ def nearest(
     with kernels.thread_pool(threads):
         left, right = products.unit_pair(queries, candidates)
         same = candidates is None
-        count = max(0, min(k, right.kept.size - same))
-        ids = np.full((queries.shape[0], count), -1, np.int32)
-        similarities = np.zeros((queries.shape[0], count), np.float32)
-        if count == 0 or left.kept.size == 0:
-            return Neighbours(ids, similarities)
+        rows, count = left.kept.size, max(0, min(k, right.kept.size - same))
         budget = memory_gb * 1e9
-        whole = products.gram(left.units, budget) if same else None
-        for first, last, block in products.similarity_blocks(left.units, right.units, whole, budget):
-            own = np.arange(first, last) if same else np.full(last - first, -1)
-            chosen, values = np.empty((last - first, count), np.int32), np.empty((last - first, count), np.float32)
+        swept = products.nearest_by_sweep(left.units, count, budget, progress) if same and count > 0 else None
+        if swept is None:
+            ids, similarities = np.full((rows, count), -1, np.int32), np.zeros((rows, count), np.float32)
+        else:
+            ids, similarities = swept
+        todo = np.flatnonzero(ids[:, 0] < 0) if count > 0 else np.empty(0, np.int64)
+        for first, last, block in products.similarity_blocks(left.units[todo], right.units, None, budget):
+            part = todo[first:last]
+            own = part if same else np.full(part.size, -1)
+            chosen, values = np.empty((part.size, count), np.int32), np.empty((part.size, count), np.float32)
             kernels.select(block, own, False, chosen, values)
-            ids[left.kept[first:last]] = right.kept[chosen]
-            similarities[left.kept[first:last]] = values
+            ids[part], similarities[part] = chosen, values
             if progress is not None:
-                progress(last, left.kept.size)
-    return Neighbours(ids, similarities)
+                progress(rows - todo.size + last, rows)
+    if right.kept.size < right.total:
+        ids = right.kept[ids]
+    return Neighbours(_with_zero_rows(ids, left, -1), _with_zero_rows(similarities, left, 0))
+
+
+def _with_zero_rows(values: np.ndarray, rows: "UnitRows", fill: int) -> np.ndarray:
+    """Put the rows back to their places; the zero rows get `fill`."""
+    if rows.kept.size == rows.total:
+        return values
+    whole = np.full((rows.total, values.shape[1]), fill, values.dtype)
+    whole[rows.kept] = values
+    return whole
 
 
 def similarity_graph(

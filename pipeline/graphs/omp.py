@@ -41,7 +41,7 @@ def subspace_graph(
         k_o, the largest support.
     memory_gb
         Budget in 10^9 bytes of the Gram matrix and of the similarities held at a time. Copies of the features come on
-        top (4 d bytes for each target, 8 d for each candidate), and for each thread 4 k_s (d + k_o).
+        top (8 d bytes for each target and each candidate), and for each thread 4 k_s (d + k_o) bytes.
     threads
         Default: every core.
     progress

@@ -3,21 +3,22 @@
 No BLAS takes part, so the kernels' thread pool is the only one that is busy (see `kernels`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.graphs import kernels
 
-LARGEST_BLOCK = 4 * kernels.TILE  # rows; enough work for every thread, small enough for a lively progress bar
+LARGEST_BLOCK = 2 * kernels.TILE  # rows; enough work for every thread, small enough for a lively progress bar
 
 
 class UnitRows(NamedTuple):
-    """Rows that have a direction: `units` (r, d) float32 of norm 1, and `kept` (r,) int32, their original rows."""
+    """Rows that have a direction: `units` (r, d) float32 of norm 1, `kept` (r,) int32, their places among `total`."""
 
     units: np.ndarray
     kept: np.ndarray
+    total: int
 
 
 def unit_rows(features: np.ndarray, name: str) -> UnitRows:
@@ -46,7 +47,7 @@ def unit_rows(features: np.ndarray, name: str) -> UnitRows:
     kept = np.flatnonzero(squares > 0).astype(np.int32)
     units = np.empty((kept.size, rows.shape[1]), np.float32)
     kernels.scale_rows(rows, kept, np.sqrt(squares), units)
-    return UnitRows(units, kept)
+    return UnitRows(units, kept, rows.shape[0])
 
 
 def unit_pair(queries: np.ndarray, candidates: np.ndarray | None) -> tuple[UnitRows, UnitRows]:
@@ -71,6 +72,45 @@ def gram(units: np.ndarray, budget: float) -> np.ndarray | None:
     return out
 
 
+def nearest_by_sweep(
+    units: np.ndarray, k: int, budget: float, progress: Callable[[int, int], None] | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Neighbours of each row among the others with half the products: the one set's similarities are symmetric.
+
+    A sample gives every row a floor that its k nearest should reach; only products that do are kept. See `kernels`.
+
+    Returns
+    -------
+    tuple or None
+        Ids (n, k) int32 and similarities (n, k) float32 as in `knn.Neighbours`; ids of -1 also in a row whose sample
+        misled, which is to be searched another way. None where the set is too small to gain by this, or the budget
+        (bytes) too small for the lists of candidates.
+    """
+    n = units.shape[0]
+    rank = kernels.likely_rank(k, n)
+    likely = rank * n / kernels.SAMPLE
+    capacity = int(likely * (1 + 4 / rank**0.5)) + 16
+    rows = LARGEST_BLOCK
+    if n < 8 * rows or capacity > n // 2 or 8 * n * capacity + 4 * rows * n > budget:
+        return None
+    left, right = kernels.pack(units, kernels.ROWS), kernels.pack(units, kernels.COLUMNS)
+    floors, counts = np.empty(n, np.float32), np.zeros(n, np.int32)
+    sample = units[:: n // kernels.SAMPLE]
+    for first, last, block in similarity_blocks(units, sample, None, budget):
+        kernels.find_floors(block, rank, floors[first:last])
+    ids, values = np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32)
+    chosen, similarities = np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32)
+    buffer = np.empty(rows * n, np.float32)
+    for first in range(0, n, rows):
+        last = min(n, first + rows)
+        strip = buffer[: (last - first) * (n - first)].reshape(last - first, n - first)
+        kernels.sweep(left, right, first // kernels.TILE, strip, floors, ids, values, counts)
+        kernels.finish(strip, first, floors, ids, values, counts, chosen, similarities)
+        if progress is not None:
+            progress(last, n)
+    return chosen, similarities
+
+
 def similarity_blocks(
     queries: np.ndarray, candidates: np.ndarray, products: np.ndarray | None, budget: float
 ) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -90,6 +130,8 @@ def similarity_blocks(
         for first in range(0, n, LARGEST_BLOCK):
             last = min(n, first + LARGEST_BLOCK)
             yield first, last, products[first:last]
+        return
+    if n == 0:
         return
     rows = int(min(max(budget // (4 * m), 1), LARGEST_BLOCK, n))
     right = kernels.pack(candidates, kernels.COLUMNS)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.graphs.knn import nearest, similarity_graph
+from pipeline.graphs.products import nearest_by_sweep, unit_rows
 
 TINY = 1e-9  # memory_gb: one byte, so a block has one row
 
@@ -89,6 +90,26 @@ def test_duplicates_tie_exactly_and_go_to_the_lower_index(memory_gb: float) -> N
         twins = np.flatnonzero(groups == groups[row])
         twins = twins[twins != row][:100]
         np.testing.assert_array_equal(found.ids[row, : twins.size], twins)
+
+
+@pytest.mark.parametrize("case", ["plain", "zeros and duplicates", "misleading sample"])
+def test_sweep_of_a_large_set_equals_blocks(case: str) -> None:
+    """Half the products and floors from a sample: not a bit may differ, even for rows that the sample misleads."""
+    rng = np.random.default_rng(6)
+    features = rng.standard_normal((8600, 12)).astype(np.float32)
+    if case == "zeros and duplicates":
+        features[rng.integers(0, 8600, 2000)] = features[5]
+        features[rng.integers(0, 8600, 500)] = 0.0
+    elif case == "misleading sample":
+        features[::7] = features[0]  # the rows that the sample consists of
+        features[1::7] = -features[0]
+    swept, blocks = nearest(features, None, 9), nearest(features, None, 9, memory_gb=0.03, threads=1)
+    np.testing.assert_array_equal(swept.ids, blocks.ids)
+    np.testing.assert_array_equal(swept.similarities, blocks.similarities)
+    whole = nearest_by_sweep(unit_rows(features, "features").units, 9, 4e9, None)
+    assert whole is not None  # the set is large enough for the sweep
+    assert nearest_by_sweep(unit_rows(features, "features").units, 9, 3e7, None) is None  # and that budget too small
+    assert ((whole[0] < 0).any(axis=1).mean() > 0.5) == (case == "misleading sample")
 
 
 def test_all_rows_identical_gives_the_lowest_indices() -> None:
