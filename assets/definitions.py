@@ -4,6 +4,7 @@ import dagster as dg
 from upath import UPath
 
 from assets import embeddings, graphs, home, interactions, profiles, raw
+from assets.observation import settings_on_record
 from assets.progress import Progress
 from assets.recommendations import recommendations_asset
 from assets.storage import ParquetIOManager
@@ -20,7 +21,9 @@ SETTINGS_ASSETS = [*SETTINGS_SPECS, *(model_settings_spec(group.settings_key, gr
 # a model of it. They are apart because a job has one set of partitions.
 JOBS = [
     dg.define_asset_job(
-        "data", dg.AssetSelection.assets(*DATA_ASSETS), description="Every stage before training, of one dataset."
+        "data",
+        dg.AssetSelection.groups("raw", "interactions", "profiles", "embeddings", "graphs"),
+        description="Every stage before training, of one dataset.",
     ),
     *(
         dg.define_asset_job(
@@ -35,12 +38,19 @@ JOBS = [
 ]
 
 
+# Every stage stores its result, so every run puts its settings on record first.
+@dg.io_manager(required_resource_keys={"settings_on_record"}, description="Parquet files: `<asset>/<partition>`.")
+def io_manager() -> ParquetIOManager:
+    """The store under the home folder."""
+    return ParquetIOManager(UPath(home.store()))
+
+
 def definitions(progress: Progress) -> dg.Definitions:
     """Everything, with long stages reporting to `progress`."""
     return dg.Definitions(
         assets=[*DATA_ASSETS, *MODEL_ASSETS, *SETTINGS_ASSETS],
         jobs=JOBS,
-        resources={"io_manager": ParquetIOManager(UPath(home.store())), "progress": progress},
+        resources={"io_manager": io_manager, "settings_on_record": settings_on_record, "progress": progress},
         # In one process: a step of its own costs seconds of start-up, and a stage uses every core by itself.
         executor=dg.in_process_executor,
     )

@@ -13,11 +13,11 @@ from typing import Any
 
 import dagster as dg
 
+from assets.observation import observe_settings
 from assets.progress import Progress
 from assets.settings import OVERRIDES_TAG, Dataset
 from assets.storage import stored_path
 from assets.training import group_of
-from assets.versions import SETTINGS, model_version, observe, settings_key, settings_version
 
 
 class StageError(RuntimeError):
@@ -96,12 +96,8 @@ class Refresh:
                     yield Node(key, f"{self._dataset}|{model}" if by_model else self._dataset)
 
     def observe(self) -> None:
-        """Record the current version of every group of settings."""
-        for group in SETTINGS:
-            observe(self._instance, settings_key(group), self._dataset, settings_version(group, self._settings))
-        for model in self._models:
-            key = group_of(model).settings_key
-            observe(self._instance, key, f"{self._dataset}|{model}", model_version(model, self._settings))
+        """Record the current version of the dataset's settings and of the models'."""
+        observe_settings(self._instance, self._dataset, self._settings, self._models)
 
     def stale(self) -> dict[Node, Finding]:
         """Every wanted node that is missing or stale, with the reason, in dependency order."""

@@ -8,6 +8,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from assets.definitions import defs
 from assets.refresh import StageError
 from assets.storage import stored_path
 from assets.versions import recorded_version
@@ -62,6 +63,15 @@ def test_a_failed_stage_keeps_what_was_made(pipeline):
     ran = pipeline.run(models=["lightgcn"])
     assert "raw_reviews" not in ran
     assert ran >= LIGHTGCN
+
+
+def test_a_run_from_the_ui_leaves_its_settings_on_record(pipeline):
+    """The UI launches jobs without a refresh; what they made is fresh after it, and stale after an edit."""
+    for job, partition in (("data", "tiny"), ("train_on_interactions", "tiny|lightgcn")):
+        assert defs.resolve_job_def(job).execute_in_process(instance=pipeline.instance, partition_key=partition).success
+    assert pipeline.run(models=["lightgcn"]) == set()
+    assert pipeline.run(models=["lightgcn"], models__lightgcn={"layers": 1}) == LIGHTGCN
+    assert "interactions" in pipeline.run(models=["lightgcn"], interactions__core=3)
 
 
 def test_two_runs_with_one_seed_give_the_same_content(finished, tmp_path: Path, open_pipeline: Callable):
