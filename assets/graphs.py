@@ -160,5 +160,6 @@ def _result(context: dg.AssetExecutionContext, graph: csr_array, blocks: tuple[i
         "not_over_dense": Check(summary["density"] <= DENSITY_LIMIT, {"density": summary["density"]}),
         "few_isolated_nodes": Check(summary["isolated_share"] <= ISOLATED_LIMIT, {"isolated": summary["isolated"]}),
     }
+    del summary["degrees"]  # shown as a picture
     shown: dict[str, Any] = {**summary, "degree_histogram": dg.MetadataValue.md(degree_histogram(graph))}
     return Result(graph, shown, checks)

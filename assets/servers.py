@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,12 @@ from assets.tracking import connect
 
 HOST = "127.0.0.1"
 READY_SECONDS = 120
+# One worker serves one person; the job runners (seven processes) are for features that have no use here.
+MLFLOW_VARIABLES = {
+    "MLFLOW_WORKERS": "1",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 def serve(dagster_port: int, mlflow_port: int) -> None:
@@ -35,10 +42,12 @@ def serve(dagster_port: int, mlflow_port: int) -> None:
         "mlflow": [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--backend-store-uri", uri],
     }
     processes: dict[str, subprocess.Popen[bytes]] = {}
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal or a `kill` leaves no server behind
+        signal.signal(stop, signal.default_int_handler)
     try:
         for name, command in commands.items():
             with (logs / f"{name}.log").open("wb") as log:
-                environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
+                environment = os.environ | MLFLOW_VARIABLES | {"MLFLOW_TRACKING_URI": uri}
                 processes[name] = subprocess.Popen(
                     command, cwd=home.PROJECT, stdout=log, stderr=subprocess.STDOUT, env=environment
                 )
