@@ -561,6 +561,14 @@ def _pursue_exactly(
         _orthogonalise(residual, basis, count)
 
 
+@njit(cache=True, fastmath={"nnan"})  # no NaN comes here, and without a check for it the loop is vectorised
+def _largest_absolute(values: np.ndarray) -> np.float32:
+    largest = np.float32(0.0)
+    for value in values:
+        largest = max(largest, abs(value))
+    return largest
+
+
 @njit(cache=True)
 def _pursue_one(
     target: np.ndarray,
@@ -580,16 +588,18 @@ def _pursue_one(
     correlations is the lowest candidate.
     """
     size, sparsity, depth = ids.shape[0], support.shape[0], target.shape[0]
-    alpha[:size] = similarities
+    columns = ids.view(np.uint32)  # not negative: spares the gather numba's test for indices from the end
+    chosen = np.empty(sparsity, np.int64)
+    alpha[:] = similarities
     residual, count = 1.0, 0
     while count < sparsity:
-        best, atom = np.float32(-1.0), 0
-        for i in range(size):
-            if abs(alpha[i]) > best:
-                best, atom = abs(alpha[i]), i
+        best = _largest_absolute(alpha)
         if best < CAREFUL:
             _pursue_exactly(target, candidates, ids, support, count)
             return
+        atom = 0
+        while abs(alpha[atom]) != best:
+            atom += 1
         distance = 1.0
         for s in range(count):
             distance -= np.float64(lines[s, atom]) * np.float64(lines[s, atom])
@@ -603,7 +613,7 @@ def _pursue_one(
         if gram.shape[0] > 0:
             products = gram[ids[atom]]
             for i in range(size):
-                line[i] = products[ids[i]]
+                line[i] = products[columns[i]]
         else:
             if count == 0:
                 _pack_dictionary(candidates, ids, panels)
@@ -619,10 +629,10 @@ def _pursue_one(
         for i in range(size):
             line[i] *= inverse
             alpha[i] -= coefficient * line[i]
-        support[count] = ids[atom]
+        support[count], chosen[count] = ids[atom], atom
         count += 1
         for s in range(count):
-            alpha[np.searchsorted(ids, support[s])] = 0.0
+            alpha[chosen[s]] = 0.0
         residual -= np.float64(coefficient) * np.float64(coefficient)
         if residual < CAREFUL:
             _pursue_exactly(target, candidates, ids, support, count)

@@ -24,7 +24,7 @@ import numpy as np
 
 SHAPES = {"baby": (19_445, 7_050, 768, 800), "quick": (3_000, 1_500, 128, 200)}  # users, items, dimensions, k_s
 SPARSITY = 10
-SAMPLES = {"scikit-learn": 100, "spams": 1_000}  # targets solved; the time is extrapolated to all
+SAMPLES = {"scikit-learn": 500, "spams": 1_000}  # targets solved; the time is extrapolated to all
 Job = Callable[[], Any]
 
 

@@ -101,8 +101,8 @@ def test_sweep_of_a_large_set_equals_blocks(case: str) -> None:
         features[rng.integers(0, 8600, 2000)] = features[5]
         features[rng.integers(0, 8600, 500)] = 0.0
     elif case == "misleading sample":
-        features[::7] = features[0]  # the rows that the sample consists of
-        features[1::7] = -features[0]
+        features[::8] = features[0]  # the rows that the sample consists of
+        features[1::8] = -features[0]
     swept, blocks = nearest(features, None, 9), nearest(features, None, 9, memory_gb=0.03, threads=1)
     np.testing.assert_array_equal(swept.ids, blocks.ids)
     np.testing.assert_array_equal(swept.similarities, blocks.similarities)
