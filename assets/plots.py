@@ -14,9 +14,11 @@ def degree_histogram(graph: csr_array) -> str:
     figure, axes = _figure(6, 2.6)
     degrees = {"out": np.diff(graph.indptr), "in": np.bincount(graph.indices, minlength=graph.shape[1])}
     top = max(int(np.quantile(degree, 0.995)) for degree in degrees.values())
+    width = -(-(top + 1) // 60)  # at most 60 bars
+    edges = np.arange(0, top + width + 1, width) - 0.5  # bars stand over their degree, the last one holds `top`
     for name, degree in degrees.items():
-        axes.hist(np.minimum(degree, top), bins=np.arange(min(top, 60) + 2) * max(1, top // 60), alpha=0.6, label=name)
-    axes.set(xlabel=f"degree (above {top}: counted there)", ylabel="nodes")
+        axes.hist(np.minimum(degree, top), bins=edges, alpha=0.6, label=f"{name}-degree")
+    axes.set(xlabel=f"degree (larger ones are counted at {top})", ylabel="nodes")
     axes.legend(frameon=False)
     return f"![degrees](data:image/png;base64,{base64.b64encode(_png(figure)).decode()})"
 
