@@ -55,7 +55,8 @@ def serve(dagster_port: int, mlflow_port: int) -> None:
         for name, port in (("dagster", dagster_port), ("mlflow", mlflow_port)):
             _wait(processes[name], port, name, str(logs / f"{name}.log"))
             terminal.console.print(f"{name:<8} http://{HOST}:{port}")
-        terminal.console.print("Ctrl-C stops both.")
+        # MLflow opens on its pages for language models, and nothing but that click changes it.
+        terminal.console.print("In MLflow, choose 'Model training' at the top left. Ctrl-C stops both.")
         while all(process.poll() is None for process in processes.values()):
             time.sleep(0.5)
         ended = next(name for name, process in processes.items() if process.poll() is not None)
