@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets.settings import Dataset
 from pipeline.interactions import (
     ITEM_FIELDS,
     SPLITS,
@@ -17,7 +18,7 @@ from pipeline.interactions import (
     random_split,
     user_histories,
 )
-from pipeline.settings import DatasetSettings, InteractionSettings, load_settings
+from pipeline.settings import InteractionSettings, load_settings
 from pipeline.sources import read_source
 
 REVIEW_SCHEMA = {
@@ -256,10 +257,10 @@ def test_no_held_out_pair_and_no_word_of_its_review_is_in_a_training_history(rev
         assert (f"{user}-{item}." in written) == (split == "train")
 
 
-def read_dataset(name: str, out: Path) -> tuple[InteractionTables, DatasetSettings]:
+def read_dataset(name: str, out: Path) -> tuple[InteractionTables, Dataset]:
     if not os.environ.get("SCALE_SHARED"):
         pytest.skip("set SCALE_SHARED to the folder that holds data/")
-    chosen = load_settings(Path(__file__).parents[1] / "datasets" / f"{name}.yaml", DatasetSettings)
+    chosen = load_settings(Path(__file__).parents[1] / "datasets" / f"{name}.yaml", Dataset)
     raw = read_source(chosen, out, out)
     built = build_interactions(pl.scan_parquet(raw.reviews), pl.scan_parquet(raw.items), chosen.interactions)
     return built, chosen
