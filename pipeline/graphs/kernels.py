@@ -4,7 +4,8 @@ Every similarity is one chain of fused multiply-adds over the feature axis, in o
 it is computed in. So a similarity depends on its two rows alone: identical rows tie exactly, S(i, j) = S(j, i) bit for
 bit, and a graph is the same for every memory budget and thread count. A BLAS promises none of this.
 
-All compiled code lives in this one file, because numba's on-disk cache notices edits of a function's own file only.
+Loops are spelt out where numba would compile an array expression ten times as long. All compiled code lives in this
+one file, because numba's on-disk cache notices edits of a function's own file only.
 """
 
 from collections.abc import Callable, Iterator
@@ -181,7 +182,8 @@ def _pack(rows: np.ndarray, width: int, panels: np.ndarray) -> None:
                 for k in range(rows.shape[1]):
                     panels[panel, k, lane] = rows[i, k]
             else:
-                panels[panel, :, lane] = 0.0
+                for k in range(rows.shape[1]):
+                    panels[panel, k, lane] = 0.0
 
 
 def pack(rows: np.ndarray, width: int) -> np.ndarray:
@@ -208,10 +210,10 @@ def _fill_tile(left: np.ndarray, right: np.ndarray, i: int, j: int, tile: np.nda
 
 @njit(cache=True)
 def _store_tile(tile: np.ndarray, i: int, j: int, out: np.ndarray) -> None:
-    last = min(out.shape[1], (j + 1) * TILE)
     for row in range(i * TILE, min(out.shape[0], (i + 1) * TILE)):
-        place = (row - i * TILE) * TILE
-        out[row, j * TILE : last] = tile[place : place + last - j * TILE]
+        place = (row - i * TILE) * TILE - j * TILE
+        for column in range(j * TILE, min(out.shape[1], (j + 1) * TILE)):
+            out[row, column] = tile[place + column]
 
 
 @njit(cache=True)
@@ -324,7 +326,8 @@ def _rank_descending(
     starts = np.empty(257, np.int64)
     shift = 0
     while (top - bottom) >> shift:
-        starts[:] = 0
+        for digit in range(257):
+            starts[digit] = 0
         for i in range(count):
             starts[((ranks[i] >> shift) & 255) + 1] += 1
         for digit in range(256):
@@ -442,8 +445,9 @@ def sweep(
                 if count < 0 or count + hits > ids.shape[1]:
                     counts[column] = -1
                     continue
-                ids[column, count : count + hits] = near[:hits]
-                values[column, count : count + hits] = found[:hits]
+                for hit in range(hits):
+                    ids[column, count + hit] = near[hit]
+                    values[column, count + hit] = found[hit]
                 counts[column] = count + hits
 
 
@@ -470,8 +474,9 @@ def finish(
             count, i = counts[start + r], start + r
             if count < 0:
                 continue
-            near[:count] = ids[i, :count]
-            found[:count] = values[i, :count]
+            for hit in range(count):
+                near[hit] = ids[i, hit]
+                found[hit] = values[i, hit]
             count = _reaching(strip[r], 0, r, floors[i], start, near, found, count)
             count = _reaching(strip[r], r + 1, strip.shape[1], floors[i], start, near, found, count)
             if count >= k:
@@ -518,10 +523,26 @@ def _dot(left: np.ndarray, right: np.ndarray) -> float:
 
 
 @njit(cache=True)
-def _orthogonalise(vector: np.ndarray, basis: np.ndarray, count: int) -> None:
+def _orthogonalise(vector: np.ndarray, basis: np.ndarray, count: int) -> float:
+    """Take out of `vector` what lies along the first rows of `basis`; returns what is left of its squared norm."""
     for _ in range(2):  # twice is enough (Kahan)
         for s in range(count):
-            vector -= _dot(basis[s], vector) * basis[s]
+            share = _dot(basis[s], vector)
+            for k in range(vector.shape[0]):
+                vector[k] -= share * basis[s, k]
+    return _dot(vector, vector)
+
+
+@njit(cache=True)
+def _orthonormal(atom: np.ndarray, basis: np.ndarray, count: int) -> bool:
+    """Make basis[count] the unit vector of `atom` beside the earlier ones; False if the atom depends on them."""
+    for k in range(atom.shape[0]):
+        basis[count, k] = atom[k]
+    distance = _orthogonalise(basis[count], basis, count)
+    inverse = 1.0 / np.sqrt(max(distance, DEPENDENT))
+    for k in range(atom.shape[0]):
+        basis[count, k] *= inverse
+    return distance >= DEPENDENT
 
 
 @njit(cache=True)
@@ -530,39 +551,39 @@ def _pursue_exactly(
 ) -> None:
     """Go on from `count` chosen atoms with the residual itself, in float64."""
     sparsity, depth = support.shape[0], target.shape[0]
-    basis = np.empty((sparsity, depth), np.float64)
-    open_atoms = np.ones(ids.shape[0], np.bool_)
+    basis, residual = np.empty((sparsity, depth), np.float64), np.empty(depth, np.float64)
+    is_open = np.empty(ids.shape[0], np.bool_)
+    for i in range(ids.shape[0]):
+        is_open[i] = True
+        for s in range(count):
+            is_open[i] &= ids[i] != support[s]
     for s in range(count):
-        basis[s] = candidates[support[s]]
-        _orthogonalise(basis[s], basis, s)
-        basis[s] /= np.sqrt(_dot(basis[s], basis[s]))
-        open_atoms[np.searchsorted(ids, support[s])] = False
-    residual = target.astype(np.float64)
-    norm = np.sqrt(_dot(residual, residual))
-    _orthogonalise(residual, basis, count)
-    while count < sparsity and np.sqrt(_dot(residual, residual)) > STOP * norm:
-        best, atom = STOP * norm, -1
+        _orthonormal(candidates[support[s]], basis, s)
+    for k in range(depth):
+        residual[k] = target[k]
+    threshold = STOP * np.sqrt(_dot(residual, residual))
+    left = _orthogonalise(residual, basis, count)
+    while count < sparsity and np.sqrt(left) > threshold:
+        best, atom = threshold, -1
         for i in range(ids.shape[0]):
-            if open_atoms[i]:
+            if is_open[i]:
                 correlation = abs(_dot(candidates[ids[i]], residual))
                 if correlation > best:
                     best, atom = correlation, i
         if atom < 0:
             break
-        open_atoms[atom] = False
-        basis[count] = candidates[ids[atom]]
-        _orthogonalise(basis[count], basis, count)
-        distance = _dot(basis[count], basis[count])
-        if distance < DEPENDENT:
-            continue
-        basis[count] /= np.sqrt(distance)
-        support[count] = ids[atom]
-        count += 1
-        _orthogonalise(residual, basis, count)
+        is_open[atom] = False
+        if _orthonormal(candidates[ids[atom]], basis, count):
+            support[count] = ids[atom]
+            count += 1
+            left = _orthogonalise(residual, basis, count)
 
 
-@njit(cache=True, fastmath={"nnan"})  # no NaN comes here, and without a check for it the loop is vectorised
+@njit(cache=True, fastmath={"nnan"})
 def _largest_absolute(values: np.ndarray) -> np.float32:
+    """Largest absolute value. No NaN comes here, and without a check for it no branch is mispredicted: a search with
+    branches held up the next round's loads, and the pursuit took a quarter longer.
+    """
     largest = np.float32(0.0)
     for value in values:
         largest = max(largest, abs(value))
@@ -590,7 +611,8 @@ def _pursue_one(
     size, sparsity, depth = ids.shape[0], support.shape[0], target.shape[0]
     columns = ids.view(np.uint32)  # not negative: spares the gather numba's test for indices from the end
     chosen = np.empty(sparsity, np.int64)
-    alpha[:] = similarities
+    for i in range(size):
+        alpha[i] = similarities[i]
     residual, count = 1.0, 0
     while count < sparsity:
         best = _largest_absolute(alpha)

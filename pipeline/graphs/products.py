@@ -95,7 +95,7 @@ def nearest_by_sweep(
         return None
     left, right = kernels.pack(units, kernels.ROWS), kernels.pack(units, kernels.COLUMNS)
     floors, counts = np.empty(n, np.float32), np.zeros(n, np.int32)
-    sample = units[:: n // kernels.SAMPLE]
+    sample = np.ascontiguousarray(units[:: n // kernels.SAMPLE])
     for first, last, block in similarity_blocks(units, sample, None, budget):
         kernels.find_floors(block, rank, floors[first:last])
     ids, values = np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32)

@@ -1,7 +1,11 @@
 """Orthogonal matching pursuit against scikit-learn and a float64 reference, on plain, planted and degenerate data."""
 
+import os
+import subprocess
+import sys
 import warnings
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +250,36 @@ def test_residual_of_scikit_learn_is_no_smaller() -> None:
             ours = features[row] - chosen @ np.linalg.lstsq(chosen, features[row], rcond=None)[0]
             theirs = features[row] - atoms @ orthogonal_mp(atoms, features[row], n_nonzero_coefs=10)
             assert np.linalg.norm(ours) <= np.linalg.norm(theirs) * (1 + 1e-6)
+
+
+LANES_SCRIPT = """
+import sys
+import numpy as np
+from llvmlite import binding
+ask = binding.get_host_cpu_features
+def narrower():
+    features = ask()
+    features.update({name: False for name in features if name.startswith(tuple(sys.argv[1:]))})
+    return features
+binding.get_host_cpu_features = narrower
+from pipeline.fingerprint import array_version, graph_version
+from pipeline.graphs import kernels, knn, omp
+rows = np.random.default_rng(0).standard_normal((700, 45))
+found = knn.nearest(rows, None, 30)
+graphs = [omp.subspace_graph(rows, None, 90, 10, memory_gb) for memory_gb in (4.0, 1e-9)]
+print(kernels.LANES, array_version(found.ids), array_version(found.similarities), *map(graph_version, graphs))
+"""
+
+
+@pytest.mark.slow
+def test_width_of_the_vector_registers_leaves_every_bit_as_it_is(tmp_path: Path) -> None:
+    """Machines with narrower registers (no AVX-512, no AVX) build the same graphs."""
+    seen = {}
+    for hidden in ([], ["avx512"], ["avx", "fma"]):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "_".join(hidden))}
+        command = [sys.executable, "-c", LANES_SCRIPT, *hidden]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+        width, *versions = found.stdout.split()
+        seen[width] = versions
+    assert len(seen) >= 2  # a machine without AVX-512 has two widths to compare
+    assert len({tuple(versions) for versions in seen.values()}) == 1
