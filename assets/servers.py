@@ -13,6 +13,7 @@ from assets.tracking import connect
 
 HOST = "127.0.0.1"
 READY_SECONDS = 120
+STOP_SECONDS = 75  # Dagster itself waits a minute for its pages to close
 # One worker serves one person; the job runners (seven processes) are for features that have no use here.
 MLFLOW_VARIABLES = {
     "MLFLOW_WORKERS": "1",
@@ -42,7 +43,9 @@ def serve(dagster_port: int, mlflow_port: int) -> None:
         "mlflow": [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--backend-store-uri", uri],
     }
     processes: dict[str, subprocess.Popen[bytes]] = {}
-    for stop in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal or a `kill` leaves no server behind
+    # A closed terminal or a `kill` leaves no server behind, nor where a shell started this in the background, which
+    # ignores Ctrl-C and has Dagster ignore `kill` too.
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
     try:
         for name, command in commands.items():
@@ -67,7 +70,10 @@ def serve(dagster_port: int, mlflow_port: int) -> None:
         for process in processes.values():
             process.terminate()
         for process in processes.values():
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _answers(port: int) -> bool:
