@@ -92,6 +92,7 @@ class TrainingRun:
 
         self._mlflow = mlflow
         self._resume_file = resume_file
+        self._model = tags["model"]
         self._pending: list[tuple[str, float, int]] = []
         self._flushed = time.monotonic()
         self.experiment_id = connect(experiment)
@@ -191,7 +192,7 @@ class TrainingRun:
             parquet.write_table(ids.items.select("raw_id"), Path(files["item_ids"]))
             parquet.write_table(ids.seen, Path(files["seen"]))
             mlflow.pyfunc.log_model(
-                name="model",
+                name=self._model,
                 python_model=str(Path(__file__).with_name("served_model.py")),
                 artifacts=files,
                 signature=_signature(),
