@@ -79,6 +79,9 @@ def test_two_runs_with_one_seed_give_the_same_content(finished, tmp_path: Path, 
     with open_pipeline(tmp_path) as again:
         again.run()
         assert again.versions() == first
+    for path in sorted((finished.folder / "store").rglob("*.parquet")):
+        twin = tmp_path / path.relative_to(finished.folder)
+        assert twin.read_bytes() == path.read_bytes(), path.name
 
 
 def test_held_out_reviews_reach_no_profile(tmp_path: Path, pipeline, monkeypatch: pytest.MonkeyPatch):
