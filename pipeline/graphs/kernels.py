@@ -211,9 +211,10 @@ def _fill_tile(left: np.ndarray, right: np.ndarray, i: int, j: int, tile: np.nda
 @njit(cache=True)
 def _store_tile(tile: np.ndarray, i: int, j: int, out: np.ndarray) -> None:
     for row in range(i * TILE, min(out.shape[0], (i + 1) * TILE)):
-        place = (row - i * TILE) * TILE - j * TILE
-        for column in range(j * TILE, min(out.shape[1], (j + 1) * TILE)):
-            out[row, column] = tile[place + column]
+        target = out[row, j * TILE : min(out.shape[1], (j + 1) * TILE)]
+        source = tile[(row - i * TILE) * TILE : (row - i * TILE + 1) * TILE]
+        for column in range(target.shape[0]):
+            target[column] = source[column]
 
 
 @njit(cache=True)
@@ -296,17 +297,18 @@ def _floor(sample: np.ndarray, rank: int) -> float:
 
 @njit(cache=True)
 def _reaching(
-    row: np.ndarray, first: int, last: int, floor: float, start: int, ids: np.ndarray, values: np.ndarray, count: int
-) -> int:
-    """Append the entries of row[first:last] that reach the floor, with their place + start; returns the new count.
+    row: np.ndarray, floor: float, start: int, ids: np.ndarray, values: np.ndarray, count: int | np.int64
+) -> np.int64:
+    """Append the entries of the row that reach the floor, with their place + start; returns the new count.
 
     `ids` and `values` need room for one entry more than they take.
     """
-    for i in range(first, last):
-        ids[count] = start + i
-        values[count] = row[i] + np.float32(0.0)  # -0.0 becomes 0.0, so that they tie
-        count += row[i] >= floor
-    return count
+    place = np.uint64(count)  # unsigned: spares numba's test for indices from the end
+    for i in range(row.shape[0]):
+        ids[place] = start + i
+        values[place] = row[i] + np.float32(0.0)  # -0.0 becomes 0.0, so that they tie
+        place += np.uint64(row[i] >= floor)
+    return np.int64(place)
 
 
 @njit(cache=True)
@@ -343,7 +345,13 @@ def _rank_descending(
 
 @njit(cache=True)
 def _choose(
-    ids: np.ndarray, found: np.ndarray, count: int, by_id: bool, sorting: tuple, chosen: np.ndarray, values: np.ndarray
+    ids: np.ndarray,
+    found: np.ndarray,
+    count: int | np.int64,
+    by_id: bool,
+    sorting: tuple,
+    chosen: np.ndarray,
+    values: np.ndarray,
 ) -> None:
     """The len(chosen) largest of `count` found entries, whose ids ascend; largest first, or by id."""
     k = chosen.shape[0]
@@ -392,8 +400,8 @@ def select(similarities: np.ndarray, own: np.ndarray, by_id: bool, chosen: np.nd
             split = m if own[i] < 0 else own[i]
             likely = _floor(row[:: m // SAMPLE], rank) if m > SAMPLE else -np.inf
             for floor in (likely, -np.inf):
-                count = _reaching(row, 0, split, floor, 0, ids, found, 0)
-                count = _reaching(row, split + 1, m, floor, 0, ids, found, count)
+                count = _reaching(row[:split], floor, 0, ids, found, 0)
+                count = _reaching(row[split + 1 :], floor, split + 1, ids, found, count)
                 if count >= k:
                     break
             _choose(ids, found, count, by_id, sorting, chosen[i], values[i])
@@ -440,7 +448,7 @@ def sweep(
             _turn(tile, turned)
             for column in range(j * TILE, min(floors.shape[0], (j + 1) * TILE)):
                 line = turned[(column - j * TILE) * TILE : (column - j * TILE + 1) * TILE]
-                hits = _reaching(line, 0, TILE, floors[column], i * TILE, near, found, 0)
+                hits = _reaching(line, floors[column], i * TILE, near, found, 0)
                 count = counts[column]
                 if count < 0 or count + hits > ids.shape[1]:
                     counts[column] = -1
@@ -477,8 +485,8 @@ def finish(
             for hit in range(count):
                 near[hit] = ids[i, hit]
                 found[hit] = values[i, hit]
-            count = _reaching(strip[r], 0, r, floors[i], start, near, found, count)
-            count = _reaching(strip[r], r + 1, strip.shape[1], floors[i], start, near, found, count)
+            count = _reaching(strip[r, :r], floors[i], start, near, found, count)
+            count = _reaching(strip[r, r + 1 :], floors[i], i + 1, near, found, count)
             if count >= k:
                 _choose(near, found, count, False, sorting, chosen[i], similarities[i])
 
