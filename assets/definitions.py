@@ -9,13 +9,16 @@ from assets.progress import Progress
 from assets.recommendations import recommendations_asset
 from assets.storage import ParquetIOManager
 from assets.training import model_groups, training_asset
-from assets.versions import SETTINGS_SPECS, model_settings_spec
+from assets.versions import SETTINGS, settings_key, settings_spec
 
 GROUPS = model_groups()
 
 DATA_ASSETS = dg.load_assets_from_modules([raw, interactions, profiles, embeddings, graphs])
 MODEL_ASSETS = [asset for group in GROUPS for asset in (training_asset(group), recommendations_asset(group))]
-SETTINGS_ASSETS = [*SETTINGS_SPECS, *(model_settings_spec(group.settings_key, group.partitions) for group in GROUPS)]
+SETTINGS_ASSETS = [
+    *(settings_spec(settings_key(name)) for name in SETTINGS),
+    *(settings_spec(group.settings_key, group.partitions) for group in GROUPS),
+]
 
 # What the UI lists under Jobs, so that no selection in the asset graph is needed: one launch for a dataset, one for
 # a model of it. They are apart because a job has one set of partitions.

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.parquet import atomic_path
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -48,6 +50,7 @@ def dagster_home() -> Path:
     text = yaml.safe_dump(settings)
     target = folder / "dagster.yaml"
     if not target.exists() or target.read_text() != text:
-        target.write_text(text)
+        with atomic_path(target) as temporary:
+            temporary.write_text(text)
     os.environ["DAGSTER_HOME"] = str(folder)
     return folder

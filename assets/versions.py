@@ -141,20 +141,14 @@ def settings_key(group: str) -> dg.AssetKey:
     return dg.AssetKey(["settings", group])
 
 
-SETTINGS_SPECS = [
-    dg.AssetSpec(settings_key(name), partitions_def=DATASETS, group_name="settings", kinds={"yaml"})
-    for name in SETTINGS
-]
-
-
-def model_settings_spec(key: dg.AssetKey, partitions: dg.PartitionsDefinition) -> dg.AssetSpec:
-    """External asset of the settings and code of a group of models."""
+def settings_spec(key: dg.AssetKey, partitions: dg.PartitionsDefinition = DATASETS) -> dg.AssetSpec:
+    """External asset of a group of settings, or of the settings and code of a group of models."""
     return dg.AssetSpec(key, partitions_def=partitions, group_name="settings", kinds={"yaml"})
 
 
 def settings_version(group: str, settings: Dataset) -> str:
     """Data version of a group of settings of one dataset."""
-    return fingerprint.settings_version({"settings": _plain(SETTINGS[group](settings))})
+    return fingerprint.settings_version(SETTINGS[group](settings))
 
 
 def model_version(model: str, settings: Dataset) -> str:
@@ -164,10 +158,6 @@ def model_version(model: str, settings: Dataset) -> str:
     return fingerprint.settings_version(
         {"training": training, "model": settings.models.get(model, {})}, code_of(module)
     )
-
-
-def _plain(content: Any) -> Any:
-    return content.model_dump(mode="json") if hasattr(content, "model_dump") else content
 
 
 def observe(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, version: str) -> None:
@@ -194,8 +184,10 @@ def lineage(instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey], partition
     waiting = list(keys)
     while waiting:
         key = waiting.pop()
+        if key.to_user_string() in versions:
+            continue
         tags = next((found for part in partitions if (found := _tags(instance, key, part))), {})
-        if key.to_user_string() in versions or DATA_VERSION not in tags:
+        if DATA_VERSION not in tags:
             continue
         versions[key.to_user_string()] = tags[DATA_VERSION]
         inputs = [name.removeprefix(INPUT_VERSION) for name in tags if name.startswith(INPUT_VERSION)]

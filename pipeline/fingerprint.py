@@ -7,7 +7,7 @@ A code version is a hash of syntax trees, in which comments, docstrings and layo
 import ast
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def graph_version(graph: csr_array) -> str:
     return hasher.hexdigest()
 
 
-def settings_version(*settings: BaseModel | dict[str, Any] | str) -> str:
+def settings_version(*settings: BaseModel | Mapping[str, Any] | Sequence[Any]) -> str:
     """Hash of settings by value; the order of keys makes no difference."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in settings]
     return _hasher("settings", json.dumps(plain, sort_keys=True, default=str)).hexdigest()

@@ -9,8 +9,6 @@ import polars as pl
 from pipeline.profiles.prompts import clean_fields
 from pipeline.profiles.text import cut_words
 
-ITEM_COLUMNS = ("title", "description", "categories", "brand", "price")
-
 
 class Histories:
     """The interactions of each user, newest first, with what is known of each item.

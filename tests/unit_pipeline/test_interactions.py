@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -258,14 +257,13 @@ def test_no_held_out_pair_and_no_word_of_its_review_is_in_a_training_history(rev
 
 
 def read_dataset(name: str, out: Path) -> tuple[InteractionTables, Dataset]:
-    if not os.environ.get("SCALE_SHARED"):
-        pytest.skip("set SCALE_SHARED to the folder that holds data/")
     chosen = load_settings(Path(__file__).parents[1] / "datasets" / f"{name}.yaml", Dataset)
     raw = read_source(chosen, out, out)
     built = build_interactions(pl.scan_parquet(raw.reviews), pl.scan_parquet(raw.items), chosen.interactions)
     return built, chosen
 
 
+@pytest.mark.usefixtures("shared")
 def test_gift_cards_have_the_published_pairs(tmp_path):
     built, chosen = read_dataset("gift-cards", tmp_path)
     assert built.counts["reviews"] == 2972
@@ -273,6 +271,7 @@ def test_gift_cards_have_the_published_pairs(tmp_path):
     assert built.interactions.group_by("user").len()["len"].min() >= chosen.interactions.core
 
 
+@pytest.mark.usefixtures("shared")
 def test_random_rule_gives_the_published_sizes_of_baby(tmp_path):
     given_split, _ = read_dataset("amazon14-baby", tmp_path)
     reviews, item_table = (pl.scan_parquet(tmp_path / f"{name}.parquet") for name in ("reviews", "items"))
@@ -285,6 +284,7 @@ def test_random_rule_gives_the_published_sizes_of_baby(tmp_path):
     assert [given_split.counts[name] for name in SPLITS] == [118551, 21682, 20559]
 
 
+@pytest.mark.usefixtures("shared")
 def test_yelp_with_profiles_has_its_published_size(tmp_path):
     built, _ = read_dataset("xrec-yelp", tmp_path)
     assert [built.counts[name] for name in ("interactions", "users", "items")] == [32319, 1845, 1981]

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import time
 from pathlib import Path
 
@@ -162,11 +161,8 @@ def test_a_demo_sized_corpus_takes_less_than_two_seconds() -> None:
     assert time.perf_counter() - started < 2
 
 
-def test_profiles_of_published_reviews() -> None:
-    shared = os.environ.get("SCALE_SHARED")
-    if not shared:
-        pytest.skip("set SCALE_SHARED to the folder that holds data/")
-    folder = Path(shared) / "data" / "amazon18-gift-cards"
+def test_profiles_of_published_reviews(shared: Path) -> None:
+    folder = shared / "data" / "amazon18-gift-cards"
     with gzip.open(folder / "meta_Gift_Cards.json.gz", "rt", encoding="utf-8") as lines:
         meta = {row["asin"]: row for row in map(json.loads, lines)}
     with gzip.open(folder / "Gift_Cards_5.json.gz", "rt", encoding="utf-8") as lines:

@@ -1,6 +1,5 @@
 import gzip
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -204,10 +203,8 @@ def test_batches_and_progress(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def gift_cards(tmp_path) -> RawTables:
-    if not os.environ.get("SCALE_SHARED"):
-        pytest.skip("set SCALE_SHARED to the folder that holds data/")
-    folder = Path(os.environ["SCALE_SHARED"]) / "data" / "amazon18-gift-cards"
+def gift_cards(tmp_path, shared) -> RawTables:
+    folder = shared / "data" / "amazon18-gift-cards"
     source = {
         "kind": "amazon",
         "reviews": {"path": str(folder / "Gift_Cards_5.json.gz")},
