@@ -25,7 +25,7 @@ DATA_VERSION = "dagster/data_version"
 INPUT_VERSION = "dagster/input_data_version/"
 
 # Settings count by value, and storage and hashing do not change what is stored.
-NOT_COUNTED = {"pipeline.settings", "pipeline.parquet", "pipeline.fingerprint"}
+NOT_COUNTED = {"pipeline.settings", "pipeline.parquet", "pipeline.fingerprint", "pipeline.row_cache"}
 
 
 # ---------------------------------------------------------------------------------------------------- code

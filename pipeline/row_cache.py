@@ -1,0 +1,202 @@
+"""Rows that were costly to compute, kept by content key: Parquet shards, written as rows arrive.
+
+A cache is a folder. Shards only ever appear whole, under a name of their own, and are never changed, so several
+processes may read and write one cache at once.
+"""
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.parquet import atomic_path
+
+IN_USE = "in_use"
+_MOST_SMALL_SHARDS = 32
+_SMALL_SHARD_BYTES = 64 << 20
+_ABANDONED_SECONDS = 3600
+_ATTEMPTS = 20
+_OWN: dict[str, Any] = {"key": pl.String, "written_at": pl.Datetime("ms", "UTC")}
+
+
+class RowCacheError(ValueError):
+    """A cache that cannot be read; the message names the file and says what to do."""
+
+
+def row_key(*parts: Any) -> str:
+    """SHA-256 (hexadecimal) of everything that a row depends on; any JSON values, mappings in any order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode("ascii")).hexdigest()
+
+
+class RowCache:
+    """A folder of rows by key; a context manager that leaves nothing unwritten and few shards.
+
+    A process that is killed loses at most `chunk` rows or `seconds` of work, whichever is less.
+
+    Parameters
+    ----------
+    folder
+        Made when it is missing.
+    columns
+        What a row holds besides its key: name -> polars type.
+    chunk, seconds
+        Rows are written once there are this many, or once this much time has passed since the last write.
+    """
+
+    def __init__(self, folder: Path, columns: Mapping[str, Any], chunk: int = 64, seconds: float = 10.0) -> None:
+        self.folder, self.columns, self.chunk, self.seconds = folder, dict(columns), chunk, seconds
+        self._pending: list[tuple[Any, ...]] = []
+        self._written_at = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.tmp"):  # from a process killed in the middle of a write
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                leftover.unlink(missing_ok=True)
+
+    def __enter__(self) -> "RowCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        small = [shard for shard in _shards(self.folder) if _size(shard) < _SMALL_SHARD_BYTES]
+        if len(small) > _MOST_SMALL_SHARDS:
+            compact(self.folder)
+
+    def lookup(self, keys: Iterable[str]) -> pl.DataFrame:
+        """The rows there are for `keys`: key and `columns`, each key once, sorted by key.
+
+        Raises
+        ------
+        RowCacheError
+            For a shard that cannot be read, or that holds other columns, by name.
+        """
+        wanted = pl.DataFrame({"key": list(keys)}, schema={"key": pl.String}).unique()
+        columns = ["key", *self.columns]
+        found = [pl.DataFrame(schema={"key": pl.String} | self.columns)]
+        found += [shard.select(columns).join(wanted, on="key", how="semi") for _, shard in _read(self.folder, columns)]
+        # Two processes may have computed the same: the choice between them must not depend on file names.
+        return pl.concat(found).sort(columns, nulls_last=True).unique("key", keep="first", maintain_order=True)
+
+    def add(self, key: str, *values: Any) -> None:
+        """Keep a row; it reaches the disk with its chunk."""
+        self._pending.append((key, datetime.now(UTC), *values))
+        if len(self._pending) >= self.chunk or time.monotonic() - self._written_at > self.seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has not been written yet."""
+        self._written_at = time.monotonic()
+        if self._pending:
+            _write(self.folder, pl.DataFrame(self._pending, schema=_OWN | self.columns, orient="row"))
+            self._pending = []
+
+    def mark_in_use(self, by: str, keys: Iterable[str]) -> None:
+        """Note that these rows, and no others, make up the newest result of `by`; pruning keeps them."""
+        folder = self.folder / IN_USE
+        folder.mkdir(exist_ok=True)
+        with atomic_path(folder / f"{by}.parquet") as temporary:
+            pl.DataFrame({"key": sorted(set(keys))}, schema={"key": pl.String}).write_parquet(temporary)
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """Rows (a key counted once), those in use by the newest results, shards, and bytes on disk."""
+
+    rows: int
+    in_use: int
+    shards: int
+    bytes: int
+
+
+def size(folder: Path) -> CacheSize:
+    """How much a cache holds; zeros for a folder that is not there."""
+    shards = _shards(folder)
+    keys = pl.concat(
+        [pl.DataFrame(schema={"key": pl.String}), *(shard.select("key") for _, shard in _read(folder, ["key"]))]
+    ).unique()
+    in_use = keys.join(_in_use(folder), on="key", how="semi").height
+    return CacheSize(keys.height, in_use, len(shards), sum(map(_size, shards)))
+
+
+def compact(folder: Path) -> None:
+    """Merge small shards into one, each key once."""
+    _rewrite(folder, [shard for shard in _shards(folder) if _size(shard) < _SMALL_SHARD_BYTES], keep=None)
+
+
+def prune(folder: Path, older_than: timedelta) -> int:
+    """Delete rows that no newest result uses and that were written longer ago than `older_than`; gives how many."""
+    before = size(folder).rows
+    young = pl.col("written_at") >= datetime.now(UTC) - older_than
+    used = pl.col("key").is_in(_in_use(folder)["key"].implode())
+    for shard in _shards(folder):
+        _rewrite(folder, [shard], keep=young | used)
+    compact(folder)
+    return before - size(folder).rows
+
+
+def _rewrite(folder: Path, shards: Sequence[Path], keep: pl.Expr | None) -> None:
+    """Replace shards by one with the rows to keep; a reader finds every row at every moment."""
+    try:
+        tables = [pl.read_parquet(shard) for shard in shards]
+    except FileNotFoundError:  # another process is at it
+        return
+    if not tables or (len(tables) == 1 and keep is None):
+        return
+    merged = pl.concat(tables)
+    order = [name for name in merged.columns if name not in _OWN]
+    merged = merged.sort("key", *order, "written_at", nulls_last=True).unique("key", keep="first", maintain_order=True)
+    kept = merged if keep is None else merged.filter(keep)
+    if len(tables) == 1 and kept.height == tables[0].height:
+        return
+    if kept.height:
+        _write(folder, kept)
+    for shard in shards:
+        shard.unlink(missing_ok=True)
+
+
+def _write(folder: Path, table: pl.DataFrame) -> None:
+    name = uuid.uuid4().hex
+    temporary = folder / f".{name}.tmp"
+    table.write_parquet(temporary)
+    os.replace(temporary, folder / f"{name}.parquet")
+
+
+def _read(folder: Path, columns: list[str]) -> list[tuple[Path, pl.DataFrame]]:
+    """Every shard; where another process merges shards meanwhile, read anew, so that no row is missed."""
+    for _ in range(_ATTEMPTS):
+        shards: list[tuple[Path, pl.DataFrame]] = []
+        try:
+            for path in _shards(folder):
+                shards.append((path, pl.read_parquet(path, columns=columns)))
+            return shards
+        except FileNotFoundError:
+            continue
+        except (pl.exceptions.PolarsError, OSError) as error:
+            if path.exists():
+                raise RowCacheError(
+                    f"{path}: not a readable shard of this cache: {error}; delete it and run again"
+                ) from error
+    raise RowCacheError(f"{folder}: its shards keep changing; is another process compacting it in a loop?")
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet"))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _in_use(folder: Path) -> pl.DataFrame:
+    uses = [pl.read_parquet(path) for path in sorted((folder / IN_USE).glob("*.parquet"))]
+    return pl.concat([pl.DataFrame(schema={"key": pl.String}), *uses]).unique()
