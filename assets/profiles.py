@@ -19,13 +19,13 @@ TOLERATED_SHARE = 0.05
 
 @stage(group="profiles", code=["pipeline.profiles"], settings=["item_profiles"], checks=CHECKS)
 def item_profiles(
-    context: dg.AssetExecutionContext, items: pl.DataFrame, raw_profiles: pl.DataFrame, progress: Progress
+    context: dg.AssetExecutionContext, item_metadata: pl.DataFrame, raw_profiles: pl.DataFrame, progress: Progress
 ) -> Result:
     """One profile per item, from its metadata (eq. 1)."""
     settings = settings_of(context).profiles
     cache = home.home() / "cache" / "profiles" / partition_of(context)["dataset"]
     bar = progress.bar(context, "writing item profiles")
-    return _result(write_item_profiles(items, raw_profiles, settings, cache, bar))
+    return _result(write_item_profiles(item_metadata, raw_profiles, settings, cache, bar))
 
 
 @stage(
@@ -37,7 +37,7 @@ def item_profiles(
 def user_profiles(
     context: dg.AssetExecutionContext,
     users: pl.DataFrame,
-    items: pl.DataFrame,
+    item_metadata: pl.DataFrame,
     interactions: pl.DataFrame,
     raw_reviews: pl.LazyFrame,
     item_profiles: pl.DataFrame,
@@ -47,11 +47,13 @@ def user_profiles(
     """One profile per user, from the items and reviews of the training split (eq. 2)."""
     dataset = settings_of(context)
     settings = dataset.profiles
-    tables = InteractionTables(users, items, interactions, counts={})
+    tables = InteractionTables(users, item_metadata, interactions, counts={})
     histories = user_histories(raw_reviews, tables, dataset.interactions, settings.history).collect(engine="streaming")
     cache = home.home() / "cache" / "profiles" / partition_of(context)["dataset"]
     bar = progress.bar(context, "writing user profiles")
-    return _result(write_user_profiles(users, items, item_profiles, histories, raw_profiles, settings, cache, bar))
+    return _result(
+        write_user_profiles(users, item_metadata, item_profiles, histories, raw_profiles, settings, cache, bar)
+    )
 
 
 def _result(result: ProfileResult) -> Result:

@@ -36,12 +36,12 @@ def recommendations_asset(group: ModelGroup) -> dg.AssetsDefinition:
     def recommendations(
         trained_model: np.ndarray,
         users: pl.DataFrame,
-        items: pl.DataFrame,
+        item_metadata: pl.DataFrame,
         interactions: pl.DataFrame,
         item_text_embeddings: np.ndarray,
     ) -> Iterator[dg.MaterializeResult]:
         started = time.perf_counter()
-        table = recommend(trained_model, users, items, interactions, item_text_embeddings)
+        table = recommend(trained_model, users, item_metadata, interactions, item_text_embeddings)
         seen = interactions.filter(pl.col("split") == "train").select("user", "item")
         repeated = table.join(seen, on=["user", "item"], how="semi").height
         shown = {

@@ -70,7 +70,7 @@ def recommendations(dataset: str, model: str, user: str) -> tuple[list[str], pl.
         near = difflib.get_close_matches(user, users["raw_id"].to_list(), n=3) or users["raw_id"].head(3).to_list()
         raise NothingThereError(f"{dataset} has no user {user!r} after its core filter; there are, for example: {near}")
     pairs = parquet.read_table(stored_path(dg.AssetKey("interactions"), dataset))
-    items = parquet.read_table(stored_path(dg.AssetKey("items"), dataset))
+    items = parquet.read_table(stored_path(dg.AssetKey("item_metadata"), dataset))
     row = users.filter(pl.col("raw_id") == user)["user"].item()
     own = pairs.filter((pl.col("user") == row) & (pl.col("split") == "train")).join(items, on="item", how="left")
     return own.select(pl.coalesce("title", "raw_id"))["title"].to_list(), table.sort("rank")

@@ -1,7 +1,8 @@
 """From raw reviews to contiguous ids, a k-core, a split, and the histories that profiles may show."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
@@ -77,8 +78,9 @@ def build_interactions(reviews: pl.LazyFrame, items: pl.LazyFrame, settings: Int
     item_ids, item_codes = _contiguous(_identifiers(reviews, "item"), pairs["item"], "item")
     pairs = pairs.with_columns(user_codes, item_codes).sort("user", "item")
     if settings.split == "random":
-        rng = np.random.default_rng(settings.seed)
-        pairs = pairs.with_columns(split=random_split(pairs["user"].to_numpy(), rng))
+        draws = pair_draws(users["raw_id"], item_ids["raw_id"], settings.seed)
+        user, item = pairs["user"].to_numpy(), pairs["item"].to_numpy()
+        pairs = pairs.with_columns(split=random_split(user, draws(user, item)))
     pairs = _evaluable(pairs, counts)
     table = _with_metadata(item_ids, items, counts)
     counts |= {"users": users.height, "items": table.height, "interactions": pairs.height}
@@ -112,7 +114,37 @@ def k_core(users: np.ndarray, items: np.ndarray, core: int) -> np.ndarray:
     return mask
 
 
-def random_split(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def pair_draws(users: pl.Series, items: pl.Series, seed: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A random number for any pair, uint64, that depends on the seed and on the pair's raw ids alone.
+
+    So a pair that comes or goes leaves the draws of all others as they are, and with them the others' split.
+
+    Parameters
+    ----------
+    users, items
+        Raw ids, (M,) and (N,).
+
+    Returns
+    -------
+    A function of user codes (n,) and item codes (n,).
+    """
+    user_hashes, item_hashes = (
+        np.frombuffer(
+            b"".join(blake2b(f"{seed}\0{kind}\0{name}".encode(), digest_size=8).digest() for name in names), np.uint64
+        )
+        for kind, names in (("user", users), ("item", items))
+    )
+    return lambda user, item: _mixed(user_hashes[user] + _mixed(item_hashes[item]))
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al. 2014): every bit of the input reaches every bit of the output."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def random_split(users: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Split code of each pair, drawn per user.
 
     Of fewer than 10 interactions, one goes to validation and one to test; of more, `int(0.2 n)` are held out, the
@@ -123,12 +155,14 @@ def random_split(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ----------
     users
         User of each pair, (n,), ascending.
+    draws
+        A random number for each pair, (n,): a user's pairs with the lowest are held out.
 
     Returns
     -------
     Places in `SPLITS`, int8 (n,).
     """
-    order = np.lexsort((rng.random(users.size), users))
+    order = np.lexsort((draws, users))
     sizes = np.bincount(users)  # (M,)
     held_out = np.where(sizes < FEW, np.minimum(2, np.maximum(sizes - 1, 0)), (HELD_OUT_SHARE * sizes).astype(np.int64))
     valid = held_out // 2

@@ -14,6 +14,7 @@ from pipeline.interactions import (
     InteractionTables,
     build_interactions,
     k_core,
+    pair_draws,
     random_split,
     user_histories,
 )
@@ -144,7 +145,7 @@ def test_empty_core_names_the_settings():
 )
 def test_split_sizes_follow_the_rule(count, valid, test):
     users = np.repeat([0, 1], [7, count])
-    split = random_split(users, np.random.default_rng(0))[users == 1]
+    split = random_split(users, np.random.default_rng(0).random(users.size))[users == 1]
     assert np.bincount(split, minlength=3).tolist() == [count - valid - test, valid, test]
 
 
@@ -157,6 +158,28 @@ def test_result_does_not_depend_on_row_order(edges, random):
     for name in ("users", "items", "interactions"):
         assert getattr(first, name).equals(getattr(second, name))
     assert first.interactions.filter(pl.col("split") == "train")["user"].n_unique() == first.users.height
+
+
+def test_a_new_pair_moves_no_other_users_split():
+    names = [f"{user}{item}" for user in "abcdef" for item in "klmnopqrst"[: 3 + ord(user) % 7]]
+    before = build_interactions(pairs(*names), items(), LOOSE)
+    after = build_interactions(pairs(*names, "ca", "Zk"), items(), LOOSE)  # sorted first: every id moves
+
+    def splits(tables: InteractionTables) -> dict[tuple[str, str], str]:
+        named = tables.interactions.join(tables.users, on="user").join(tables.items, on="item", suffix="_item")
+        return {(user, item): split for user, item, split in named.select("raw_id", "raw_id_item", "split").iter_rows()}
+
+    others = {pair: split for pair, split in splits(before).items() if pair[0] != "c"}
+    assert others.items() <= splits(after).items()
+
+
+def test_draws_are_uniform_enough():
+    draws = pair_draws(pl.Series([f"u{n}" for n in range(300)]), pl.Series([f"i{n}" for n in range(300)]), 0)
+    values = draws(np.repeat(np.arange(300), 300), np.tile(np.arange(300), 300))
+    assert np.unique(values).size == values.size
+    shares = np.bincount((values >> np.uint64(60)).astype(int), minlength=16) / values.size
+    assert np.abs(shares - 1 / 16).max() < 0.005
+    assert abs(np.corrcoef(values.reshape(300, 300).astype(float)[:2])[0, 1]) < 0.2
 
 
 def test_seed_draws_another_split():
