@@ -1,7 +1,6 @@
 """The `scale` command: a thin face over the same assets that the Dagster UI shows."""
 
 import os
-import time
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +17,9 @@ app = typer.Typer(
 )
 
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="Name of a dataset; `scale datasets` lists them.")]
+OptionalDatasetOption = Annotated[
+    str | None, typer.Option("--dataset", "-d", help="Name of a dataset; default: every one that has been made.")
+]
 ModelsOption = Annotated[
     list[str] | None, typer.Option("--model", "-m", help="Model to train; repeat for several. Default: scale.")
 ]
@@ -44,25 +46,92 @@ def run(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = No
     from assets.settings import dataset as load_dataset
     from pipeline.settings import parse_override
 
-    started = time.perf_counter()
     overrides = dict(parse_override(text) for text in set_ or [])
     settings = load_dataset(dataset, overrides)
     models = list(dict.fromkeys(model or ["scale"]))
     _check_models(models, settings)
     home.dagster_home()
     with dg.DagsterInstance.get() as instance, terminal.bars:
-        refresh = Refresh(instance, dataset, settings, overrides, models, terminal.TerminalProgress())
-        ran = refresh.run(terminal.show_wave)
+        refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress())
+        report = refresh.run(terminal.show_wave, terminal.note)
         rows = latest_runs(instance, dataset, models)
-    total = len(refresh.nodes)
-    seconds = time.perf_counter() - started
-    terminal.console.print(f"ran {len(ran)} of {total} stages in {seconds:.0f} s, the others were up to date\n")
+    terminal.show_report(report)
     terminal.console.print(terminal.results_table(rows, settings.published, f"Test metrics on {dataset}"))
     _show_examples(dataset, models[0])
     terminal.console.print(
         f"\nAll runs side by side: [bold]scale compare -d {dataset}[/]   One user: [bold]scale recommend -d {dataset} "
         "-u RAW_ID[/]   Dagster and MLflow in the browser: [bold]scale ui[/]"
     )
+
+
+@app.command()
+def status(dataset: OptionalDatasetOption = None, set_: SetOption = None) -> None:
+    """Show every stage as fresh, stale or missing, why, and what a refresh would run. Changes nothing.
+
+    Without `--dataset`: every dataset of which something has been made.
+    """
+    _look(dataset, set_, show_stages=True)
+
+
+@app.command()
+def refresh(
+    dataset: OptionalDatasetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and why.")] = False,
+    set_: SetOption = None,
+) -> None:
+    """Run what is stale of everything that has been made: after an edit of a prompt, a setting, a file or the code.
+
+    Goes in waves: a stage whose result comes out unchanged stops there. Without `--dataset`: every dataset of which
+    something has been made. `scale run` makes a dataset or a model for the first time.
+    """
+    import dagster as dg
+
+    from assets import home, terminal
+    from assets.refresh import Refresh
+    from pipeline.settings import parse_override
+
+    if dry_run:
+        _look(dataset, set_, show_stages=False)
+        return
+    overrides = dict(parse_override(text) for text in set_ or [])
+    home.dagster_home()
+    with dg.DagsterInstance.get() as instance, terminal.bars:
+        for name in _made(instance, dataset):
+            terminal.console.print(f"[bold]{name}[/]")
+            refresh = Refresh(instance, name, overrides, None, terminal.TerminalProgress())
+            terminal.show_report(refresh.run(terminal.show_wave, terminal.note))
+
+
+@app.command()
+def cache(
+    dataset: OptionalDatasetOption = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete rows that no newest result uses, older than `--older-than`.")
+    ] = False,
+    older_than: Annotated[int, typer.Option(help="Days that an unused row is kept.", min=0)] = 30,
+) -> None:
+    """Show the row caches of language-model answers and text vectors: size, rows in use, hit rate of the last run."""
+    from datetime import timedelta
+
+    import dagster as dg
+
+    from assets import home, terminal
+    from assets.results import caches
+    from pipeline import row_cache
+
+    home.dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        found = caches(instance, dataset)
+    if not found:
+        where = f"for {dataset} " if dataset else ""
+        terminal.fail(f"no row cache {where}under {home.home() / 'cache'} yet; runs with a language model make one")
+    if prune:
+        for each in found:
+            dropped = row_cache.prune(each.folder, timedelta(days=older_than))
+            terminal.note(f"{each.dataset} {each.kind}: {dropped:,} unused rows older than {older_than} days deleted")
+        with dg.DagsterInstance.get() as instance:
+            found = caches(instance, dataset)
+    terminal.console.print(terminal.caches_table(found))
 
 
 @app.command()
@@ -128,6 +197,41 @@ def ui(
     from assets.servers import serve
 
     serve(dagster_port, mlflow_port)
+
+
+def _look(dataset: str | None, set_: list[str] | None, show_stages: bool) -> None:
+    """Show how datasets stand and what a refresh would run."""
+    import dagster as dg
+
+    from assets import home, terminal
+    from assets.progress import Progress
+    from assets.refresh import Refresh
+    from pipeline.settings import parse_override
+
+    overrides = dict(parse_override(text) for text in set_ or [])
+    home.dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        for name in _made(instance, dataset):
+            plan = Refresh(instance, name, overrides, None, Progress()).plan()
+            if show_stages:
+                terminal.console.print(terminal.status_table(name, plan))
+            terminal.show_plan(name, plan)
+
+
+def _made(instance: Any, dataset: str | None) -> list[str]:
+    """The dataset asked for, or every one of which something has been made."""
+    from assets import terminal
+    from assets.results import made_datasets
+    from assets.settings import dataset as load_dataset
+
+    if dataset is not None:
+        load_dataset(dataset)
+    made = made_datasets(instance)
+    if dataset is not None and dataset not in made:
+        terminal.fail(f"nothing of {dataset} has been made yet; start with: scale run --dataset {dataset}")
+    if not made:
+        terminal.fail("nothing has been made yet; start with: scale run --dataset demo")
+    return [dataset] if dataset is not None else made
 
 
 def _check_models(names: list[str], settings: Any) -> None:

@@ -4,6 +4,7 @@ import dagster as dg
 from upath import UPath
 
 from assets import embeddings, graphs, home, interactions, profiles, raw
+from assets.automation import refresh_job, refresh_sensor
 from assets.observation import settings_on_record
 from assets.progress import Progress
 from assets.recommendations import recommendations_asset
@@ -52,7 +53,8 @@ def definitions(progress: Progress) -> dg.Definitions:
     """Everything, with long stages reporting to `progress`."""
     return dg.Definitions(
         assets=[*DATA_ASSETS, *MODEL_ASSETS, *SETTINGS_ASSETS],
-        jobs=JOBS,
+        jobs=[*JOBS, refresh_job],
+        sensors=[refresh_sensor],
         resources={"io_manager": io_manager, "settings_on_record": settings_on_record, "progress": progress},
         # In one process: a step of its own costs seconds of start-up, and a stage uses every core by itself.
         executor=dg.in_process_executor,

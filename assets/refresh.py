@@ -1,23 +1,25 @@
 """Bring what is stale up to date, in waves.
 
-Dagster's staleness reaches one hop: after an edit the stage below it reads stale, and what hangs on that stage only
-once it has run with a new result. So: observe settings, run what is stale and stands on fresh ground, look again.
-A stage whose result did not change stops the wave. What has never run needs no second look: it runs in the same wave
-as what it stands on.
+After an edit the stage below it is stale; what hangs on that stage is stale only once it has run with a new result. So:
+look, run what is stale, look again. A stage whose result did not change stops the wave.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 
-from assets.observation import observe_settings
+from assets.lock import dataset_lock
+from assets.nodes import Node, parents
 from assets.progress import Progress
-from assets.settings import OVERRIDES_TAG, Dataset
-from assets.storage import stored_path
-from assets.training import group_of
+from assets.settings import OVERRIDES_TAG, Dataset, dataset
+from assets.staleness import State, materialised, survey, wanted
+from assets.versions import Record, latest
+
+TOGETHER = "computed together with a stale table"
 
 
 class StageError(RuntimeError):
@@ -25,143 +27,199 @@ class StageError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Node:
-    """One asset partition."""
+class Ran:
+    """One node that ran.
 
-    key: dg.AssetKey
-    partition: str
+    Attributes
+    ----------
+    why
+        What had made it stale.
+    changed
+        Whether its content is another than before.
+    shown
+        The metadata that it left: seconds, rows, `rows_computed` and `rows_reused` where it works by row.
+    """
 
-    @property
-    def name(self) -> str:
-        """`item_profiles`, or `trained_model (scale)`."""
-        _, _, model = self.partition.partition("|")
-        return f"{self.key.path[-1]} ({model})" if model else self.key.path[-1]
+    node: Node
+    why: str
+    changed: bool
+    shown: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Why a node has to run."""
+class Plan:
+    """What a refresh would do as things stand.
 
-    missing: bool
-    reason: str
+    Attributes
+    ----------
+    states
+        Every node it looks after, in dependency order.
+    surely
+        Nodes that run whatever comes of those above them, with the reason.
+    perhaps
+        Nodes that run unless everything above them comes out unchanged.
+    """
+
+    states: Mapping[Node, State]
+    surely: Mapping[Node, str]
+    perhaps: list[Node]
 
 
-TOGETHER = Finding(False, "computed together with a stale table")
+@dataclass
+class Report:
+    """What a refresh did.
+
+    Attributes
+    ----------
+    ran
+        In order.
+    cut_off
+        Nodes that did not run although something above them did -> the nodes above whose result came out unchanged.
+    untouched
+        Nodes with nothing stale above them.
+    seconds
+        From start to end.
+    seconds_saved
+        What the nodes that did not run took when they last ran.
+    """
+
+    ran: list[Ran] = field(default_factory=list)
+    cut_off: dict[Node, list[Node]] = field(default_factory=dict)
+    untouched: list[Node] = field(default_factory=list)
+    seconds: float = 0.0
+    seconds_saved: float = 0.0
+
+    def rows(self, count: str) -> int:
+        """Sum of `rows_computed` or `rows_reused` over the stages that ran."""
+        return sum(int(ran.shown.get(count, 0)) for ran in self.ran)
 
 
 class Refresh:
-    """Runs what is stale of one dataset and some models.
+    """Runs what is stale of one dataset.
 
     Parameters
     ----------
-    dataset, settings, overrides
-        The dataset's name, its settings with `overrides` applied, and the overrides themselves.
+    dataset, overrides
+        The dataset's name, and settings on top of its file. The file is read anew for every wave.
     models
-        Names of models; their recommendations are the targets, with all that they stand on.
+        Names of models; their recommendations are the targets, with all that they stand on. None: everything that
+        has ever been made of the dataset.
     progress
         Where long stages report.
+    tags
+        Given to every run that is started.
     """
 
     def __init__(
         self,
         instance: dg.DagsterInstance,
         dataset: str,
-        settings: Dataset,
         overrides: Mapping[str, Any],
-        models: Sequence[str],
+        models: Sequence[str] | None,
         progress: Progress,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         from assets.definitions import definitions
 
         defs = definitions(progress)
         self._instance = instance
         self._dataset = dataset
-        self._settings = settings
         self._overrides = dict(overrides)
-        self._models = list(models)
+        self._tags = dict(tags or {})
         self._job = defs.resolve_implicit_global_asset_job_def()
         self._graph = defs.resolve_asset_graph()
-        order = {key: position for position, key in enumerate(self._graph.toposorted_asset_keys)}
-        self.nodes = sorted(set(self._wanted()), key=lambda node: (order[node.key], node.partition))
+        self.nodes = (
+            materialised(self._graph, instance, dataset) if models is None else wanted(self._graph, dataset, models)
+        )
 
-    def _wanted(self) -> Iterable[Node]:
-        """The models' targets, all that these stand on, and what is computed together with that."""
-        for model in self._models:
-            target = group_of(model).key("recommendations")
-            for reached in self._graph.get_ancestor_asset_keys(target, include_self=True):
-                if not self._graph.get(reached).is_materializable:
-                    continue
-                for key in self._graph.get(reached).execution_set_asset_keys:
-                    by_model = isinstance(self._graph.get(key).partitions_def, dg.MultiPartitionsDefinition)
-                    yield Node(key, f"{self._dataset}|{model}" if by_model else self._dataset)
+    def states(self) -> dict[Node, State]:
+        """How every node stands, in dependency order."""
+        return survey(self._instance, self._graph, self.nodes, self._settings())
 
-    def observe(self) -> None:
-        """Record the current version of the dataset's settings and of the models'."""
-        observe_settings(self._instance, self._dataset, self._settings, self._models)
+    def _settings(self) -> Dataset:
+        return dataset(self._dataset, self._overrides)
 
-    def stale(self) -> dict[Node, Finding]:
-        """Every wanted node that is missing or stale, with the reason, in dependency order."""
-        # Dagster has no public call for this; this function is the one place that reaches inside.
-        from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-        from dagster._core.loader import LoadingContextForTest
+    def plan(self) -> Plan:
+        """What a refresh would do; changes nothing."""
+        states = self.states()
+        wave, pending = self._wave(states)
+        later = {node: self._why(states, node) for node in self.nodes if node in pending and states[node].reasons}
+        surely = wave | later
+        return Plan(states, surely, [node for node in self.nodes if node in pending and node not in surely])
 
-        resolver = CachingStaleStatusResolver(self._instance, self._graph, LoadingContextForTest(self._instance))
-        found: dict[Node, Finding] = {}
-        for node in self.nodes:
-            status = resolver.get_status(node.key, node.partition)
-            if status == StaleStatus.MISSING:
-                found[node] = Finding(True, "never materialised")
-            elif not stored_path(node.key, node.partition).exists():
-                found[node] = Finding(True, "its file is gone")
-            elif status == StaleStatus.STALE:
-                causes = resolver.get_stale_causes(node.key, node.partition)
-                found[node] = Finding(False, "; ".join(sorted({_explain(cause) for cause in causes})))
-        return found
+    def run(
+        self,
+        on_wave: Callable[[Mapping[Node, str]], None] | None = None,
+        on_wait: Callable[[str], object] = print,
+    ) -> Report:
+        """Run waves until nothing is stale.
 
-    def run(self, on_wave: Callable[[Mapping[Node, Finding]], None] | None = None) -> list[Node]:
-        """Run waves until nothing is stale; gives what ran, in order.
+        Parameters
+        ----------
+        on_wave
+            Called before each wave with what runs and why.
+        on_wait
+            Called with a line of text while another run holds the dataset.
 
         Raises
         ------
         StageError
-            A stage failed, or stays stale after it ran. What ran before it is kept.
+            A stage failed, or stays stale for the same reason after it ran. What ran before it is kept.
         """
-        self.observe()
-        ran: list[Node] = []
-        while stale := self.stale():
-            wave = self._wave(stale)
-            for node in wave:
-                if node in ran:
-                    raise StageError(f"{node.name} stays stale after it ran: {stale.get(node, TOGETHER).reason}")
-            if on_wave:
-                on_wave({node: stale.get(node, TOGETHER) for node in wave})
-            for partition in dict.fromkeys(node.partition for node in wave):
-                self._materialise(partition, [node.key for node in wave if node.partition == partition])
-            ran += wave
-        return ran
+        started = time.perf_counter()
+        report = Report()
+        with dataset_lock(self._dataset, on_wait):
+            wave: dict[Node, str] = {}
+            while following := self._wave(states := self.states())[0]:
+                for node, why in following.items() & wave.items():
+                    if why != TOGETHER:
+                        raise StageError(f"{node.name} stays stale after it ran: {why}")
+                wave = following
+                if on_wave:
+                    on_wave(wave)
+                for partition in dict.fromkeys(node.partition for node in wave):
+                    self._materialise(partition, [node.key for node in wave if node.partition == partition])
+                report.ran += [self._ran(node, why, states[node].record) for node, why in wave.items()]
+        self._account(report, states)
+        report.seconds = time.perf_counter() - started
+        return report
 
-    def _wave(self, stale: Mapping[Node, Finding]) -> list[Node]:
-        """What can run now, with what is computed together with it, in dependency order."""
-        wave: set[Node] = set()
-        for node, finding in stale.items():
-            parents = {parent for parent in self._parents(node) if parent in stale}
-            ready = parents <= wave if finding.missing else not parents
-            if ready:
-                together = self._graph.get(node.key).execution_set_asset_keys
-                wave |= {Node(key, node.partition) for key in together}
-        return [node for node in self.nodes if node in wave]
+    def _wave(self, states: Mapping[Node, State]) -> tuple[dict[Node, str], set[Node]]:
+        """What runs next, with the reason, in dependency order; and what has to wait for its outcome.
 
-    def _parents(self, node: Node) -> list[Node]:
-        keys = self._graph.get(node.key).parent_keys
-        return [Node(key, partition) for key in keys for partition in {node.partition, self._dataset}]
+        What is stale runs whatever comes of the nodes above it, so it runs together with them. What is fresh, but
+        stands on something that runs, waits for the next look, and so does all that stands on it: no stage runs twice.
+        """
+        wave: dict[Node, str] = {}
+        pending: set[Node] = set()
+        for node in self.nodes:
+            above = self._parents(node)
+            if any(parent in pending for parent in above):
+                pending.add(node)
+            elif any(states[mate].reasons for mate in self._together(node)):
+                wave[node] = self._why(states, node)
+            elif any(parent in wave for parent in above):
+                pending.add(node)
+        return wave, pending
+
+    def _why(self, states: Mapping[Node, State], node: Node) -> str:
+        return "; ".join(states[node].reasons) or TOGETHER
+
+    def _parents(self, node: Node) -> Iterable[Node]:
+        """Stages that a node, or what is computed together with it, is made from."""
+        return {parent for mate in self._together(node) for parent in parents(self._graph, mate)}
+
+    def _together(self, node: Node) -> list[Node]:
+        return [Node(key, node.partition) for key in sorted(self._graph.get(node.key).execution_set_asset_keys)]
 
     def _materialise(self, partition: str, keys: list[dg.AssetKey]) -> None:
+        overrides = {OVERRIDES_TAG: json.dumps(self._overrides)} if self._overrides else {}
         result = self._job.execute_in_process(
             instance=self._instance,
             partition_key=partition,
             asset_selection=keys,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags={OVERRIDES_TAG: json.dumps(self._overrides)} if self._overrides else None,
+            tags={**self._tags, **overrides},
             raise_on_error=False,
         )
         for event in result.all_events:
@@ -170,10 +228,29 @@ class Refresh:
         if not result.success:
             raise StageError(f"the run {result.run_id} failed before its first stage; its log has the cause")
 
+    def _ran(self, node: Node, why: str, before: Record | None) -> Ran:
+        now = latest(self._instance, node.key, node.partition)
+        assert now is not None
+        return Ran(node, why, before is None or now.version != before.version, now.shown)
 
-def _explain(cause: Any) -> str:
-    dependency = f" ({cause.dependency.asset_key.to_user_string()})" if cause.dependency else ""
-    return f"{cause.reason}{dependency}"
+    def _account(self, report: Report, states: Mapping[Node, State]) -> None:
+        """Note why everything else did not run, and what it would have taken."""
+        ran = {run.node: run for run in report.ran}
+        saved: dict[tuple[Any, ...], float] = {}
+        for node, state in states.items():
+            if node in ran:
+                continue
+            stopped_at: list[Node] = []
+            for parent in self._parents(node):
+                stopped_at += [parent] if parent in ran else report.cut_off.get(parent, [])
+            if stopped_at:
+                report.cut_off[node] = [above for above in self.nodes if above in stopped_at]
+            else:
+                report.untouched.append(node)
+            if state.record is not None:  # tables that are computed together share their seconds
+                together = (node.partition, *self._together(node))
+                saved[together] = max(saved.get(together, 0.0), float(state.record.shown.get("seconds", 0.0)))
+        report.seconds_saved = sum(saved.values())
 
 
 def _failure(event: dg.DagsterEvent) -> str:

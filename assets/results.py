@@ -2,18 +2,27 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets import home, tracking
+from assets.settings import dataset_names
 from assets.storage import stored_path
 from assets.training import group_of
+from assets.versions import latest
 from model.registry import MODELS
-from pipeline import parquet
+from pipeline import parquet, row_cache
 
 METRIC_PREFIX = "test_"
+ROW_KINDS = ("computed", "reused")
+CACHED_STAGES = {
+    "profiles": ("item_profiles", "user_profiles"),
+    "embeddings": ("item_text_embeddings", "user_text_embeddings"),
+}
 
 
 class NothingThereError(ValueError):
@@ -34,6 +43,37 @@ def latest_runs(instance: dg.DagsterInstance, dataset: str, models: Sequence[str
         metrics = {name.removeprefix(METRIC_PREFIX): value for name, value in values.items()}
         rows.append({"run": MODELS[model].title, **metrics})
     return rows
+
+
+def made_datasets(instance: dg.DagsterInstance) -> list[str]:
+    """Datasets of which something has been made."""
+    return sorted(instance.get_materialized_partitions(dg.AssetKey("raw_reviews")) & set(dataset_names()))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A row cache, and the share of rows that the last run of each stage in front of it took from it."""
+
+    dataset: str
+    kind: str
+    folder: Path
+    size: row_cache.CacheSize
+    hit_rates: dict[str, float]
+
+
+def caches(instance: dg.DagsterInstance, dataset: str | None = None) -> list[Cache]:
+    """Every row cache under the home folder, or those of one dataset."""
+    found = []
+    for kind, stages in CACHED_STAGES.items():
+        for folder in sorted((home.home() / "cache" / kind).glob(dataset or "*")):
+            rates = {}
+            for stage in stages:
+                record = latest(instance, dg.AssetKey(stage), folder.name)
+                computed, reused = (record.shown.get(f"rows_{which}") if record else None for which in ROW_KINDS)
+                if computed is not None and reused is not None and computed + reused:
+                    rates[stage] = reused / (computed + reused)
+            found.append(Cache(folder.name, kind, folder, row_cache.size(folder), rates))
+    return found
 
 
 def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:

@@ -7,11 +7,16 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from scipy.sparse import csr_array
 from upath import UPath
 
 from assets import home
+from assets.nodes import Node, parents
+from assets.versions import CODE, INPUTS, code_parts, latest
 from pipeline import fingerprint, parquet
+
+FILE_STATE = "file"
 
 
 class ParquetIOManager(dg.UPathIOManager):
@@ -48,6 +53,36 @@ class ParquetIOManager(dg.UPathIOManager):
         if kind is csr_array:
             return parquet.read_graph(source)
         return parquet.read_table(source)
+
+    def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, dg.MetadataValue]:
+        """What a later look needs to tell: is the file still this one, which code was edited, which inputs changed."""
+        written = Node(context.asset_key, context.asset_partition_key)
+        instance, graph = context.step_context.instance, context.step_context.job_def.asset_layer.asset_graph
+        # The run holds its dataset's lock: what is on record now is what was loaded.
+        inputs = {
+            above.key.to_user_string(): record.version
+            for above in parents(graph, written)
+            if (record := latest(instance, above.key, above.partition))
+        }
+        return {
+            FILE_STATE: dg.MetadataValue.text(file_state(stored_path(written.key, written.partition))),
+            INPUTS: dg.MetadataValue.json(inputs),
+            CODE: dg.MetadataValue.json(code_parts(context.asset_spec.code_version)),
+        }
+
+
+def file_state(path: Path) -> str:
+    """Size and time of a stored file, as it is recorded with the asset."""
+    stat = path.stat()
+    return f"{stat.st_size} bytes, {stat.st_mtime_ns} ns"
+
+
+def is_intact(path: Path, version: str | None) -> bool:
+    """Whether a stored file holds the content of a data version, whatever its size and time."""
+    try:
+        return parquet.stored_version(path) == version
+    except (OSError, ValueError, pa.ArrowException):
+        return False
 
 
 def stored_path(asset: dg.AssetKey, partition: str) -> Path:

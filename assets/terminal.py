@@ -13,14 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from assets.nodes import Node
 from assets.progress import Progress
-from assets.refresh import Finding, Node
+from assets.refresh import Plan, Report
+from assets.results import Cache
+from assets.staleness import NEVER
 
 console = Console(highlight=False)
 METRICS = ("recall_at_10", "recall_at_20", "ndcg_at_10", "ndcg_at_20")
 HEADINGS = {"recall_at_10": "R@10", "recall_at_20": "R@20", "ndcg_at_10": "N@10", "ndcg_at_20": "N@20"}
 SHOW_AFTER = 0.5  # seconds: a shorter job needs no bar
 SHOWN_STAGES = 12
+ROW_COUNTS = ("rows_computed", "rows_reused")
+STATE_COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red"}
 
 
 # One terminal, one set of bars; drawn while `with bars:` lasts.
@@ -52,17 +57,107 @@ class TerminalProgress(Progress):
         return report
 
     def note(self, context: dg.AssetExecutionContext, text: str) -> None:
-        console.print(f"  [dim]{escape(text)}[/]")
+        note(text)
 
 
-def show_wave(wave: Mapping[Node, Finding]) -> None:
+def note(text: str) -> None:
+    """One line of news."""
+    console.print(f"  [dim]{escape(text)}[/]")
+
+
+def show_wave(wave: Mapping[Node, str]) -> None:
     """Say what runs now and why, one line a reason."""
     reasons: dict[str, list[str]] = {}
-    for node, finding in wave.items():
-        reasons.setdefault(finding.reason, []).append(node.name)
-    for reason, names in reasons.items():
-        shown = ", ".join(names) if len(names) <= SHOWN_STAGES else f"{len(names)} stages, {names[0]} to {names[-1]}"
-        console.print(f"[bold]running[/] {shown} [dim]({escape(reason)})[/]")
+    for node, why in wave.items():
+        reasons.setdefault(why, []).append(node.name)
+    for why, names in reasons.items():
+        console.print(f"[bold]running[/] {_listed(names)} [dim]({escape(why)})[/]")
+
+
+def show_report(report: Report) -> None:
+    """What ran and why, what was cut off and why, rows computed and reused, seconds saved."""
+    not_run = len(report.cut_off) + len(report.untouched)
+    total = len(report.ran) + not_run
+    if not report.ran:
+        console.print(f"all {total} stages are up to date; nothing ran ({report.seconds:.1f} s)")
+        return
+    if any(ran.why != NEVER for ran in report.ran):
+        table = Table(header_style="bold")
+        for name in ("ran", "why", "result", "rows computed", "rows reused", "seconds"):
+            table.add_column(name, justify="right" if name.startswith("rows") or name == "seconds" else "left")
+        for ran in report.ran:
+            counts = [f"{ran.shown[count]:,}" if count in ran.shown else "-" for count in ROW_COUNTS]
+            result = "changed" if ran.changed else "[green]unchanged[/]"
+            table.add_row(ran.node.name, escape(ran.why), result, *counts, f"{ran.shown.get('seconds', 0):.1f}")
+        console.print(table)
+    stopped: dict[str, list[str]] = {}
+    for node, above in report.cut_off.items():
+        stopped.setdefault(_listed([each.name for each in above]), []).append(node.name)
+    for unchanged, names in stopped.items():
+        console.print(f"[bold]cut off[/] {_listed(names)} [dim](unchanged above: {escape(unchanged)})[/]")
+    computed, reused = (report.rows(count) for count in ROW_COUNTS)
+    console.print(
+        f"ran {len(report.ran)} of {total} stages in {report.seconds:.0f} s; in profiles and embeddings {computed:,} "
+        f"rows were computed and {reused:,} reused"
+    )
+    if not_run:
+        console.print(f"{not_run} stages did not run: {report.seconds_saved:.0f} s saved, by what they took last")
+    console.print()
+
+
+def status_table(dataset: str, plan: Plan) -> Table:
+    """Every stage of a dataset: its state and why, rows and age."""
+    table = Table(title=dataset, title_justify="left", header_style="bold")
+    for name in ("stage", "state", "rows", "age", "why"):
+        table.add_column(name, justify="right" if name in ("rows", "age") else "left", overflow="fold")
+    for node, state in plan.states.items():
+        rows = state.record.shown.get("dagster/row_count") if state.record else None
+        age = _age(time.time() - state.record.made_at) if state.record else "-"
+        why = "; ".join(state.reasons) or ("something above it is stale" if node in plan.perhaps else "")
+        table.add_row(
+            node.name,
+            f"[{STATE_COLOURS[state.status]}]{state.status}[/]",
+            "-" if rows is None else f"{rows:,}",
+            age,
+            escape(why),
+        )
+    return table
+
+
+def show_plan(dataset: str, plan: Plan) -> None:
+    """What a refresh would run, for sure and perhaps."""
+    if not plan.surely:
+        console.print(f"{dataset}: all {len(plan.states)} stages are up to date\n")
+        return
+    console.print(f"a refresh of {dataset} runs {_listed([node.name for node in plan.surely])}")
+    if plan.perhaps:
+        names = _listed([node.name for node in plan.perhaps])
+        console.print(f"and, as far as the results above them change, {names}")
+    console.print()
+
+
+def caches_table(found: Sequence[Cache]) -> Table:
+    """Row caches: rows, those in use, shards, megabytes, and what the last runs took from them."""
+    table = Table(header_style="bold")
+    for name in ("dataset", "cache", "rows", "in use", "shards", "MB", "hit rate of the last run"):
+        table.add_column(name, justify="left" if name in ("dataset", "cache") else "right")
+    for each in found:
+        rates = ", ".join(f"{stage} {rate:.0%}" for stage, rate in each.hit_rates.items()) or "-"
+        size = each.size
+        counts = (f"{size.rows:,}", f"{size.in_use:,}", f"{size.shards:,}", f"{size.bytes / 1e6:.1f}")
+        table.add_row(each.dataset, each.kind, *counts, rates)
+    return table
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= SHOWN_STAGES else f"{len(names)} stages, {names[0]} to {names[-1]}"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def results_table(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Mapping[str, float]], title: str) -> Table:

@@ -18,7 +18,7 @@ from assets.partitions import by_dataset_and_model
 from assets.progress import Progress
 from assets.settings import Dataset, partition_of, settings_of
 from assets.stage import Check, Result, check_specs, publish, takes
-from assets.versions import code_of, lineage, model_version, settings_key
+from assets.versions import code_of, lineage, model_content, settings_key
 from model.registry import MODELS
 from pipeline import fingerprint
 from pipeline.settings import validate
@@ -132,7 +132,7 @@ def _train(
     parents = [dg.AssetKey(asset) for asset in inputs_of(group)]
     versions = lineage(context.instance, [group.settings_key, *parents], [str(context.partition_key), dataset])
     identity = fingerprint.settings_version(
-        {asset: versions.get(asset) for asset in inputs}, model_version(name, settings)
+        {asset: versions.get(asset) for asset in inputs}, model_content(name, settings)
     )
     checkpoint = home.checkpoint_path(dataset, name)
     run = tracking.TrainingRun(

@@ -8,6 +8,8 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,11 @@ from pipeline import fingerprint
 from pipeline.settings import EmbeddingSettings, ProfileSettings
 
 DATA_VERSION = "dagster/data_version"
+CODE_VERSION = "dagster/code_version"
 INPUT_VERSION = "dagster/input_data_version/"
+CONTENT = "content"
+CODE = "code"
+INPUTS = "inputs"
 
 # Settings count by value, and storage and hashing do not change what is stored.
 NOT_COUNTED = {"pipeline.settings", "pipeline.parquet", "pipeline.fingerprint", "pipeline.row_cache"}
@@ -31,8 +37,28 @@ NOT_COUNTED = {"pipeline.settings", "pipeline.parquet", "pipeline.fingerprint", 
 # ---------------------------------------------------------------------------------------------------- code
 
 
+# Code version -> what it is made of: module, or "body of the stage" -> version.
+_CODE_PARTS: dict[str, dict[str, str]] = {}
+_SHOWN_DIGITS = 12
+
+
 def code_of(*modules: str, function: Callable[..., Any] | None = None) -> str:
     """Code version of `modules`, everything of this project that they import, and the body of `function`."""
+    parts = _modules(*modules)
+    if function is not None:
+        parts["body of the stage"] = fingerprint.code_version(_body(function))
+    version = fingerprint.settings_version(parts)
+    _CODE_PARTS[version] = {name: part[:_SHOWN_DIGITS] for name, part in sorted(parts.items())}
+    return version
+
+
+def code_parts(version: str | None) -> dict[str, str]:
+    """What a code version of this process is made of: module -> version."""
+    return _CODE_PARTS.get(version or "", {})
+
+
+def _modules(*modules: str) -> dict[str, str]:
+    """Version of each of `modules` and of everything of this project that they import."""
     reached: set[str] = set()
     waiting = list(modules)
     while waiting:
@@ -40,8 +66,7 @@ def code_of(*modules: str, function: Callable[..., Any] | None = None) -> str:
         if name not in reached and name not in NOT_COUNTED:
             reached.add(name)
             waiting += _imports(name)
-    versions = {name: _module_version(name) for name in reached}
-    return fingerprint.settings_version(versions, fingerprint.code_version(_body(function)) if function else "")
+    return {name: _module_version(name) for name in sorted(reached)}
 
 
 def package(name: str) -> list[str]:
@@ -94,17 +119,25 @@ def _body(function: Callable[..., Any]) -> str:
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def _source_state(settings: Dataset) -> list[Any]:
+def _source_files(settings: Dataset) -> dict[str, Any]:
     """The source's settings, and size and time of its local files: a changed file is a changed version."""
-    files = [value for value in settings.source.model_dump().values() if isinstance(value, dict) and value.get("path")]
-    states = [(file["path"], stat.st_size, stat.st_mtime_ns) for file in files for stat in _stat(Path(file["path"]))]
-    return [settings.source.model_dump(), settings.raw.model_dump(), states]
+    source = settings.source.model_dump(mode="json")
+    paths = [value["path"] for value in source.values() if isinstance(value, dict) and value.get("path")]
+    return {
+        "source": source,
+        "raw": settings.raw.model_dump(mode="json"),
+        "files": {path: file_states(Path(path)) for path in paths},
+    }
 
 
-def _stat(path: Path) -> list[Any]:
-    if path.is_dir():
-        return [file.stat() for file in sorted(path.rglob("*")) if file.is_file()]
-    return [path.stat()] if path.exists() else []
+def file_states(path: Path) -> dict[str, str]:
+    """Size and time of a file, or of every file below a folder, by name; empty where there is none."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return {
+        str(file.relative_to(path.parent)): f"{stat.st_size:,} bytes of {datetime.fromtimestamp(stat.st_mtime)}"
+        for file in files
+        if file.exists() and (stat := file.stat())
+    }
 
 
 def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "user"]) -> Any:
@@ -124,15 +157,20 @@ def _embeddings(settings: EmbeddingSettings) -> Any:
     return settings.model_dump(exclude={"dimensions", "batch_size", "device"})
 
 
-SETTINGS: dict[str, Callable[[Dataset], Any]] = {
-    "source": _source_state,
-    "interactions": lambda settings: settings.interactions,
+def _group(name: str) -> Callable[[Dataset], dict[str, Any]]:
+    return lambda settings: {name: getattr(settings, name).model_dump(mode="json")}
+
+
+# What each group of stages reads of a dataset's settings, nested as in the YAML file.
+SETTINGS: dict[str, Callable[[Dataset], dict[str, Any]]] = {
+    "source": _source_files,
+    "interactions": _group("interactions"),
     "item_profiles": lambda settings: _profiles(settings.profiles, settings.profiles.item_prompt, "item"),
     "user_profiles": lambda settings: _profiles(settings.profiles, settings.profiles.user_prompt, "user"),
     "embeddings": lambda settings: _embeddings(settings.embeddings),
-    "similarity": lambda settings: settings.similarity,
-    "subspace": lambda settings: settings.subspace,
-    "fusion": lambda settings: settings.fusion,
+    "similarity": _group("similarity"),
+    "subspace": _group("subspace"),
+    "fusion": _group("fusion"),
 }
 
 
@@ -146,30 +184,94 @@ def settings_spec(key: dg.AssetKey, partitions: dg.PartitionsDefinition = DATASE
     return dg.AssetSpec(key, partitions_def=partitions, group_name="settings", kinds={"yaml"})
 
 
-def settings_version(group: str, settings: Dataset) -> str:
-    """Data version of a group of settings of one dataset."""
-    return fingerprint.settings_version(SETTINGS[group](settings))
+def settings_content(group: str, settings: Dataset) -> dict[str, Any]:
+    """What a group of stages reads of one dataset's settings, nested as in the YAML file."""
+    return SETTINGS[group](settings)
 
 
-def model_version(model: str, settings: Dataset) -> str:
-    """Data version of what one model's training depends on besides data: its settings, training's, its code."""
-    training = settings.training.model_dump(exclude={"threads", "device", "checkpoint_every"})
-    module = MODELS[model].path.split(":")[0]
-    return fingerprint.settings_version(
-        {"training": training, "model": settings.models.get(model, {})}, code_of(module)
-    )
+def model_content(model: str, settings: Dataset) -> dict[str, Any]:
+    """What one model's training depends on besides data: its settings, training's, its code."""
+    return {
+        "training": settings.training.model_dump(mode="json", exclude={"threads", "device", "checkpoint_every"}),
+        "models": {model: settings.models.get(model, {})},
+        "code": _modules(MODELS[model].path.split(":")[0]),
+    }
 
 
-def observe(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, version: str) -> None:
-    """Record the version of an external asset's partition, unless it is the one on record."""
-    if recorded_version(instance, key, partition) != version:
-        tags = {DATA_VERSION: version}
-        instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
+def observe(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, content: Mapping[str, Any]) -> None:
+    """Record the version of an external asset's partition with its content, unless it is the one on record."""
+    version = fingerprint.settings_version(content)
+    record = latest(instance, key, partition)
+    if record is None or record.version != version:
+        instance.report_runless_asset_event(
+            dg.AssetObservation(
+                key,
+                partition=partition,
+                tags={DATA_VERSION: version},
+                metadata={CONTENT: dg.MetadataValue.json(dict(content))},
+            )
+        )
+
+
+def observed_content(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, version: str
+) -> dict[str, Any] | None:
+    """What an external asset held when it was observed with `version`; None where that is not on record."""
+    where = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
+    cursor, more = None, True
+    while more:
+        found = instance.fetch_observations(where, limit=100, cursor=cursor)
+        for record in found.records:
+            event = record.asset_observation
+            if event is not None and (event.tags or {}).get(DATA_VERSION) == version and CONTENT in event.metadata:
+                return dict(event.metadata[CONTENT].value)  # type: ignore[arg-type]
+        cursor, more = found.cursor, found.has_more
+    return None
+
+
+# ----------------------------------------------------------------------------------------------- on record
+
+
+@dataclass(frozen=True)
+class Record:
+    """The newest materialisation, or observation, of an asset partition.
+
+    Attributes
+    ----------
+    tags
+        Dagster's: versions of data, code and inputs.
+    shown
+        Metadata by name, as plain values.
+    made_at
+        Seconds since 1970.
+    """
+
+    tags: Mapping[str, str]
+    shown: Mapping[str, Any]
+    made_at: float
+
+    @property
+    def version(self) -> str | None:
+        """Data version."""
+        return self.tags.get(DATA_VERSION)
+
+
+def latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> Record | None:
+    """The newest materialisation of an asset partition, or observation of an external one."""
+    where = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
+    for fetch in (instance.fetch_materializations, instance.fetch_observations):
+        for record in fetch(where, limit=1).records:
+            event = record.asset_materialization or record.asset_observation
+            if event is not None:
+                shown = {name: value.value for name, value in event.metadata.items()}
+                return Record(event.tags or {}, shown, record.timestamp)
+    return None
 
 
 def recorded_version(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> str | None:
     """Data version of the newest materialisation, or observation, of an asset partition."""
-    return _tags(instance, key, partition).get(DATA_VERSION)
+    record = latest(instance, key, partition)
+    return record.version if record else None
 
 
 def lineage(instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey], partitions: Sequence[str]) -> dict[str, str]:
@@ -186,20 +288,10 @@ def lineage(instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey], partition
         key = waiting.pop()
         if key.to_user_string() in versions:
             continue
-        tags = next((found for part in partitions if (found := _tags(instance, key, part))), {})
-        if DATA_VERSION not in tags:
+        record = next((found for part in partitions if (found := latest(instance, key, part))), None)
+        if record is None or record.version is None:
             continue
-        versions[key.to_user_string()] = tags[DATA_VERSION]
-        inputs = [name.removeprefix(INPUT_VERSION) for name in tags if name.startswith(INPUT_VERSION)]
+        versions[key.to_user_string()] = record.version
+        inputs = [name.removeprefix(INPUT_VERSION) for name in record.tags if name.startswith(INPUT_VERSION)]
         waiting += [dg.AssetKey.from_user_string(name) for name in inputs]
     return dict(sorted(versions.items()))
-
-
-def _tags(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> Mapping[str, str]:
-    where = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
-    for fetch in (instance.fetch_materializations, instance.fetch_observations):
-        records = fetch(where, limit=1).records
-        if records:
-            event = records[0].asset_materialization or records[0].asset_observation
-            return (event.tags if event else None) or {}
-    return {}

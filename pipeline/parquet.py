@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
+from pipeline import fingerprint
 from pipeline.graphs.csr import edges, from_edges
 
 SHAPE = b"scale.shape"
@@ -60,7 +61,7 @@ def write_table(table: pl.DataFrame | pa.Table, path: Path) -> None:
     """Write a table."""
     arrow = table if isinstance(table, pa.Table) else table.to_arrow(compat_level=pl.CompatLevel.oldest())
     with atomic_path(path) as temporary:
-        pq.write_table(arrow, temporary, compression=COMPRESSION)
+        pq.write_table(arrow, temporary, compression=COMPRESSION, write_page_checksum=True)
 
 
 def write_array(vectors: np.ndarray, path: Path) -> None:
@@ -101,6 +102,16 @@ def read_graph(path: Path) -> csr_array:
         raise StoredFileError(f"{path}: {error}; delete it and run its stage again") from error
 
 
+def stored_version(path: Path) -> str:
+    """Data version of what a stored file holds, read whole: equal to that of the value that was written."""
+    schema = pq.read_schema(path)
+    if SHAPE not in (schema.metadata or {}):
+        return fingerprint.file_version(path)
+    if schema.names == ["vector"]:
+        return fingerprint.array_version(read_array(path))
+    return fingerprint.graph_version(read_graph(path))
+
+
 def _with_shape(table: pa.Table, shape: tuple[int, ...]) -> pa.Table:
     return table.replace_schema_metadata({SHAPE: json.dumps(list(shape)).encode()})
 
@@ -115,7 +126,7 @@ def _shape(table: pa.Table, path: Path) -> tuple[int, int]:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise

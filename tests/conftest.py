@@ -62,10 +62,9 @@ class Pipeline:
     def refresh(self, name: str = "tiny", models: list[str] | None = None, **overrides: object) -> "Refresh":
         from assets.progress import Progress
         from assets.refresh import Refresh
-        from assets.settings import dataset
 
         changes = {key.replace("__", "."): value for key, value in overrides.items()}
-        return Refresh(self.instance, name, dataset(name, changes), changes, models or MODELS, Progress())
+        return Refresh(self.instance, name, changes, models or MODELS, Progress())
 
     def versions(self, models: list[str] | None = None) -> dict[str, str | None]:
         """Data version of every stage of `tiny`."""
@@ -76,7 +75,7 @@ class Pipeline:
 
     def run(self, name: str = "tiny", models: list[str] | None = None, **overrides: object) -> set[str]:
         """Names of the stages that ran, such as `item_profiles` and `trained_model (scale)`."""
-        return {node.name for node in self.refresh(name, models, **overrides).run()}
+        return {ran.node.name for ran in self.refresh(name, models, **overrides).run().ran}
 
 
 @pytest.fixture

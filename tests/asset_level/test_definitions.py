@@ -5,6 +5,7 @@ import sys
 import dagster as dg
 
 from assets.definitions import defs
+from assets.partitions import DATASETS
 from assets.training import model_groups
 from model.registry import MODELS
 
@@ -21,9 +22,10 @@ EXPECTED = {
     "quarantine": [],
     "users": ["raw_items", "raw_reviews"],
     "items": ["raw_items", "raw_reviews"],
+    "item_metadata": ["raw_items", "raw_reviews"],
     "interactions": ["raw_items", "raw_reviews"],
-    "item_profiles": ["items", "raw_profiles"],
-    "user_profiles": ["interactions", "item_profiles", "items", "raw_profiles", "raw_reviews", "users"],
+    "item_profiles": ["item_metadata", "raw_profiles"],
+    "user_profiles": ["interactions", "item_metadata", "item_profiles", "raw_profiles", "raw_reviews", "users"],
     "item_text_embeddings": ["item_profiles"],
     "user_text_embeddings": ["item_profiles", "user_profiles"],
     "item_visual_embeddings": ["items", "raw_images"],
@@ -49,7 +51,7 @@ EXPECTED = {
     "semantic_graph/user_metrics": sorted(["interactions", "items", "users", *SEMANTIC]),
     **{
         f"{group}/recommendations": sorted(
-            ["interactions", "item_text_embeddings", "items", "users", f"{group}/trained_model"]
+            ["interactions", "item_metadata", "item_text_embeddings", "users", f"{group}/trained_model"]
         )
         for group in ("interactions", "semantic_graph")
     },
@@ -86,7 +88,8 @@ def test_every_model_is_a_partition_of_its_group():
 
 def test_jobs_cover_every_stage_and_each_has_one_set_of_partitions():
     jobs = {job.name: job for job in map(defs.resolve_job_def, (job.name for job in defs.jobs))}
-    assert sorted(jobs) == ["data", "train_on_interactions", "train_on_semantic_graph"]
+    assert sorted(jobs) == ["data", "refresh", "train_on_interactions", "train_on_semantic_graph"]
+    assert jobs.pop("refresh").partitions_def == DATASETS
     covered = [key for job in jobs.values() for key in job.asset_layer.executable_asset_keys]
     assert sorted(covered) == sorted(GRAPH.materializable_asset_keys)
     assert "demo" in jobs["data"].partitions_def.get_partition_keys()

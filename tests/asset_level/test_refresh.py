@@ -24,7 +24,7 @@ def copy(built: Path, tmp_path: Path) -> Path:
 
 
 def test_the_first_run_makes_everything_and_the_second_nothing(built: Path, finished):
-    assert len(finished.refresh().nodes) == 21 + 3 * 3
+    assert len(finished.refresh().nodes) == 22 + 3 * 3
     for node in finished.refresh().nodes:
         assert stored_path(node.key, node.partition).exists(), node.name
         assert recorded_version(finished.instance, node.key, node.partition), node.name
@@ -100,11 +100,7 @@ def test_held_out_reviews_reach_no_profile(tmp_path: Path, pipeline, monkeypatch
         "items": {"path": str(tmp_path / "things.csv")},
     }
     small = {"source": source, "interactions.core": 1, "training.epochs": 1, "training.patience": 1}
-    from assets.progress import Progress
-    from assets.refresh import Refresh
-    from assets.settings import dataset
-
-    Refresh(pipeline.instance, "tiny", dataset("tiny", small), small, ["scale"], Progress()).run()
+    pipeline.run(models=["scale"], **{key.replace(".", "__"): value for key, value in small.items()})
     read = {
         name: pl.read_parquet(stored_path(dg.AssetKey(name), "tiny")) for name in ("users", "items", "interactions")
     }

@@ -1,10 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from assets import versions
 from assets.settings import dataset
-from assets.versions import SETTINGS, code_of, model_version, package, settings_version
+from assets.versions import SETTINGS, code_of, model_content, package, settings_content
 
 
 def reached(monkeypatch: pytest.MonkeyPatch, *modules: str) -> set[str]:
@@ -28,25 +29,25 @@ def test_code_version_follows_imports(monkeypatch: pytest.MonkeyPatch):
 def test_a_setting_changes_the_version_of_its_group_alone():
     before = dataset("tiny")
     after = dataset("tiny", {"subspace.sparsity": 3, "resources.threads": 1})
-    changed = {name for name in SETTINGS if settings_version(name, before) != settings_version(name, after)}
+    changed = {name for name in SETTINGS if settings_content(name, before) != settings_content(name, after)}
     assert changed == {"subspace"}
 
 
 def test_model_versions_are_their_own():
     before, after = dataset("tiny"), dataset("tiny", {"models.scale.relation_weight": 0.1, "training.device": "cpu"})
-    assert model_version("scale", before) != model_version("scale", after)
-    assert model_version("bpr", before) == model_version("bpr", after)
+    assert model_content("scale", before) != model_content("scale", after)
+    assert model_content("bpr", before) == model_content("bpr", after)
     seeded = dataset("tiny", {"training.seed": 1})
-    assert model_version("bpr", before) != model_version("bpr", seeded)
+    assert model_content("bpr", before) != model_content("bpr", seeded)
 
 
 def test_prompts_count_where_a_model_reads_them(tmp_path: Path):
     prompt = tmp_path / "user.md.j2"
 
-    def version(text: str, backend: str, group: str = "user_profiles") -> str:
+    def version(text: str, backend: str, group: str = "user_profiles") -> dict[str, Any]:
         prompt.write_text(text)
         changes = {"profiles.backend": backend, "profiles.user_prompt": str(prompt)}
-        return settings_version(group, dataset("tiny", changes))
+        return settings_content(group, dataset("tiny", changes))
 
     base = "Describe.\n{% for entry in history %}{{ entry.title }}\n{% endfor %}"
     assert version(base, "openai") == version("{# note #}" + base, "openai")
@@ -58,9 +59,9 @@ def test_prompts_count_where_a_model_reads_them(tmp_path: Path):
 def test_a_changed_raw_file_is_a_changed_version(tmp_path: Path):
     clicks = tmp_path / "clicks.csv"
     changes = {"source": {"kind": "tables", "interactions": {"path": str(clicks)}}}
-    versions_seen = set()
+    versions_seen = []
     for text in (None, "user,item\na,b\n", "user,item\na,c2\n"):
         if text is not None:
             clicks.write_text(text)
-        versions_seen.add(settings_version("source", dataset("tiny", changes)))
-    assert len(versions_seen) == 3
+        versions_seen.append(settings_content("source", dataset("tiny", changes)))
+    assert versions_seen[0] != versions_seen[1] != versions_seen[2]

@@ -1,0 +1,206 @@
+"""What is fresh, stale or missing, and why: every version on record against what it would be now.
+
+Dagster judges much the same way in its UI (a test holds both together). But it says neither which setting changed nor
+that a file is gone or damaged, the versions of partitioned inputs that it records leave observations out, and its
+resolver is not public.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dagster as dg
+
+from assets.nodes import Node, by_model, parents
+from assets.settings import Dataset
+from assets.storage import FILE_STATE, file_state, is_intact, stored_path
+from assets.training import group_of
+from assets.versions import (
+    CODE,
+    CODE_VERSION,
+    INPUTS,
+    SETTINGS,
+    Record,
+    code_parts,
+    latest,
+    model_content,
+    observed_content,
+    settings_content,
+)
+from pipeline import fingerprint
+
+NEVER = "never materialised"
+SHOWN_CHANGES = 4
+SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class State:
+    """How a node stands.
+
+    Attributes
+    ----------
+    status
+        `missing` also where a file is gone or damaged: what stands on it cannot run before it is made again.
+    reasons
+        Why it is not fresh.
+    record
+        Its newest materialisation.
+    """
+
+    status: Literal["fresh", "stale", "missing"]
+    reasons: tuple[str, ...] = ()
+    record: Record | None = None
+
+
+def wanted(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
+    """The models' recommendations, all that these stand on, and what is computed together with that."""
+    return _closed(graph, dataset, [Node(group_of(m).key("recommendations"), f"{dataset}|{m}") for m in models])
+
+
+def materialised(graph: Any, instance: dg.DagsterInstance, dataset: str) -> list[Node]:
+    """Every node of a dataset that has ever been made, all that these stand on, and what is computed with that."""
+    made = [
+        Node(key, partition)
+        for key in graph.materializable_asset_keys
+        for partition in instance.get_materialized_partitions(key)
+        if partition.partition("|")[0] == dataset
+    ]
+    return _closed(graph, dataset, made)
+
+
+def _closed(graph: Any, dataset: str, targets: Iterable[Node]) -> list[Node]:
+    found: set[Node] = set()
+    for target in targets:
+        for reached in graph.get_ancestor_asset_keys(target.key, include_self=True):
+            if graph.get(reached).is_materializable:
+                for key in graph.get(reached).execution_set_asset_keys:
+                    found.add(Node(key, target.partition if by_model(graph, key) else dataset))
+    order = {key: position for position, key in enumerate(graph.toposorted_asset_keys)}
+    return sorted(found, key=lambda node: (order[node.key], node.partition))
+
+
+def survey(instance: dg.DagsterInstance, graph: Any, nodes: Iterable[Node], settings: Dataset) -> dict[Node, State]:
+    """State of every node, in the order given. Reads records and file times; changes nothing."""
+    look = _Look(instance, graph, settings)
+    return {node: look.state(node) for node in nodes}
+
+
+class _Look:
+    """One look at the records; each is read once."""
+
+    def __init__(self, instance: dg.DagsterInstance, graph: Any, settings: Dataset) -> None:
+        self.instance, self.graph, self.settings = instance, graph, settings
+        self._records: dict[Node, Record | None] = {}
+        self._contents: dict[Node, dict[str, Any] | None] = {}
+
+    def state(self, node: Node) -> State:
+        record = self._record(node)
+        if record is None:
+            return State("missing", (NEVER,))
+        path = stored_path(node.key, node.partition)
+        if not path.exists():
+            return State("missing", (f"its file is gone ({path})",), record)
+        if record.shown.get(FILE_STATE) != file_state(path) and not is_intact(path, record.version):
+            return State("missing", (f"its file was damaged or changed by hand ({path})",), record)
+        reasons = [*self._code_changes(node, record), *self._input_changes(node, record)]
+        return State("stale" if reasons else "fresh", tuple(reasons), record)
+
+    def _record(self, node: Node) -> Record | None:
+        if node not in self._records:
+            self._records[node] = latest(self.instance, node.key, node.partition)
+        return self._records[node]
+
+    def _code_changes(self, node: Node, record: Record) -> Iterator[str]:
+        version = self.graph.get(node.key).code_version
+        if record.tags.get(CODE_VERSION) == version:
+            return
+        before, now = record.shown.get(CODE, {}), code_parts(version)
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        yield f"edited code: {_some(changed)}"
+
+    def _input_changes(self, node: Node, record: Record) -> Iterator[str]:
+        above = {parent.key.to_user_string(): parent for parent in parents(self.graph, node)}
+        before: Mapping[str, str] = record.shown.get(INPUTS, {})
+        yield from (f"no longer reads {name}" for name in sorted(before.keys() - above.keys()))
+        for name, parent in above.items():
+            content = self._content(parent)
+            if content is None:
+                above_record = self._record(parent)
+                if above_record is not None and above_record.version != before.get(name):
+                    yield f"{name} changed" if name in before else f"now reads {name}"
+            elif fingerprint.settings_version(content) != before.get(name):
+                yield from self._setting_changes(parent, before.get(name), content)
+
+    def _content(self, node: Node) -> dict[str, Any] | None:
+        """What an external asset holds now; None for a stage."""
+        if node not in self._contents:
+            self._contents[node] = self._read(node)
+        return self._contents[node]
+
+    def _read(self, node: Node) -> dict[str, Any] | None:
+        if self.graph.get(node.key).is_materializable:
+            return None
+        group, model = node.key.path[-1], node.partition.partition("|")[2]
+        return settings_content(group, self.settings) if group in SETTINGS else model_content(model, self.settings)
+
+    def _setting_changes(self, node: Node, before: str | None, now: dict[str, Any]) -> Iterator[str]:
+        old = observed_content(self.instance, node.key, node.partition, before) if before else None
+        if old is None:
+            yield f"settings {node.key.path[-1]} changed"
+            return
+        changes = list(differences(old, now, node.key.path[-1].partition("_")[0]))
+        yield from changes[:SHOWN_CHANGES]
+        if len(changes) > SHOWN_CHANGES:
+            yield f"and {len(changes) - SHOWN_CHANGES} more settings"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], kind: str = "") -> Iterator[str]:
+    """What changed between two contents of a group of settings, a line each: `subspace.sparsity: 10 -> 4`.
+
+    Parameters
+    ----------
+    kind
+        `item` or `user`: whose prompt a prompt is.
+    """
+    before, after = dict(_flat(old)), dict(_flat(new))
+    for place in sorted(before.keys() | after.keys()):
+        was, now = before.get(place), after.get(place)
+        if was == now:
+            continue
+        if place[0] == "code":
+            yield f"edited code: {place[-1]}"
+        elif place[0] == "files":
+            yield f"file {place[-1]}: {was or 'none'} -> {now or 'none'}"
+        elif place == ("prompt",) and isinstance(was, str) and isinstance(now, str):
+            yield f"{kind} prompt edited, {_first_difference(was, now)}"
+        else:
+            yield f"{'.'.join(place)}: {_short(was)} -> {_short(now)}"
+
+
+def _flat(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def _first_difference(old: str, new: str) -> str:
+    before, after = old.splitlines(), new.splitlines()
+    changes = [c for c in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes() if c[0] != "equal"]
+    _, start, end, new_start, new_end = changes[0]
+    was, now = " ".join(before[start:end]), " ".join(after[new_start:new_end])
+    more = f", and {len(changes) - 1} more places" if len(changes) > 1 else ""
+    return f"line {new_start + 1}: {_short(was)} -> {_short(now)}{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN_CHANGES]) or "of the stage"
+    return shown if len(names) <= SHOWN_CHANGES else f"{shown} and {len(names) - SHOWN_CHANGES} more"
