@@ -222,11 +222,8 @@ class Refresh:
             tags={**self._tags, **overrides},
             raise_on_error=False,
         )
-        for event in result.all_events:
-            if event.is_step_failure:
-                raise StageError(_failure(event))
         if not result.success:
-            raise StageError(f"the run {result.run_id} failed before its first stage; its log has the cause")
+            raise StageError(_failure(result.all_events))
 
     def _ran(self, node: Node, why: str, before: Record | None) -> Ran:
         now = latest(self._instance, node.key, node.partition)
@@ -253,9 +250,11 @@ class Refresh:
         report.seconds_saved = sum(saved.values())
 
 
-def _failure(event: dg.DagsterEvent) -> str:
-    """The innermost error of a failed step, as its author worded it."""
-    error = event.step_failure_data.error
+def _failure(events: Sequence[dg.DagsterEvent]) -> str:
+    """The innermost error of a failed run, as its author worded it, after the stage where it happened."""
+    failed = [event for event in events if event.is_step_failure] or [event for event in events if event.is_failure]
+    error = getattr(failed[0].event_specific_data, "error", None)
     while error is not None and error.cause is not None:
         error = error.cause
-    return f"{event.step_key}: {error.message.strip() if error else 'failed'}"
+    message = error.message.strip() if error else failed[0].message or "failed"
+    return f"{failed[0].step_key}: {message}" if failed[0].step_key else message

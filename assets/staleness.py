@@ -174,7 +174,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], kind: str = "") 
         elif place[0] == "files":
             yield f"file {place[-1]}: {was or 'none'} -> {now or 'none'}"
         elif place == ("prompt",) and isinstance(was, str) and isinstance(now, str):
-            yield f"{kind} prompt edited, {_first_difference(was, now)}"
+            yield f"{kind} prompt edited: {_first_difference(was, now)}"
         else:
             yield f"{'.'.join(place)}: {_short(was)} -> {_short(now)}"
 
@@ -188,12 +188,12 @@ def _flat(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[t
 
 
 def _first_difference(old: str, new: str) -> str:
-    before, after = old.splitlines(), new.splitlines()
+    before, after = old.splitlines(keepends=True), new.splitlines(keepends=True)
     changes = [c for c in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes() if c[0] != "equal"]
     _, start, end, new_start, new_end = changes[0]
-    was, now = " ".join(before[start:end]), " ".join(after[new_start:new_end])
+    was, now = "".join(before[start:end]).strip("\n"), "".join(after[new_start:new_end]).strip("\n")
     more = f", and {len(changes) - 1} more places" if len(changes) > 1 else ""
-    return f"line {new_start + 1}: {_short(was)} -> {_short(now)}{more}"
+    return f"{_short(was)} -> {_short(now)}{more}"
 
 
 def _short(value: Any) -> str:

@@ -122,12 +122,13 @@ def _body(function: Callable[..., Any]) -> str:
 def _source_files(settings: Dataset) -> dict[str, Any]:
     """The source's settings, and size and time of its local files: a changed file is a changed version."""
     source = settings.source.model_dump(mode="json")
-    paths = [value["path"] for value in source.values() if isinstance(value, dict) and value.get("path")]
-    return {
-        "source": source,
-        "raw": settings.raw.model_dump(mode="json"),
-        "files": {path: file_states(Path(path)) for path in paths},
-    }
+    files: dict[str, str] = {}
+    for value in source.values():
+        if isinstance(value, dict) and value.get("path"):
+            path = Path(value["path"])
+            files |= file_states(path)
+            value["path"] = path.name  # where the folder lies makes no difference
+    return {"source": source, "raw": settings.raw.model_dump(mode="json"), "files": files}
 
 
 def file_states(path: Path) -> dict[str, str]:
@@ -140,21 +141,21 @@ def file_states(path: Path) -> dict[str, str]:
     }
 
 
-def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "user"]) -> Any:
+def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "user"]) -> dict[str, Any]:
     if settings.backend != "openai":
-        return settings.model_dump(include={"backend", "history", "prompt_words"})
+        return {"profiles": settings.model_dump(include={"backend", "history", "prompt_words"})}
     from pipeline.profiles import load_template
 
     kept = settings.model_dump(include={"backend", "history", "prompt_words", "openai"})
     for name in ("base_url", "api_key_variable", "concurrency", "timeout_seconds", "attempts"):
         del kept["openai"][name]  # how the answer is fetched, not what it is
-    return [kept, load_template(prompt, kind).text]
+    return {"profiles": kept, "prompt": load_template(prompt, kind).text}
 
 
-def _embeddings(settings: EmbeddingSettings) -> Any:
+def _embeddings(settings: EmbeddingSettings) -> dict[str, Any]:
     if settings.encoder == "lsa":
-        return settings.model_dump(include={"encoder", "dimensions"})
-    return settings.model_dump(exclude={"dimensions", "batch_size", "device"})
+        return {"embeddings": settings.model_dump(include={"encoder", "dimensions"})}
+    return {"embeddings": settings.model_dump(exclude={"dimensions", "batch_size", "device"})}
 
 
 def _group(name: str) -> Callable[[Dataset], dict[str, Any]]:

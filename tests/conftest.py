@@ -1,10 +1,17 @@
 """Settings of every test: made datasets by name, a home folder of their own, no telemetry, no hub."""
 
+import gzip
+import hashlib
 import importlib.util
+import json
 import os
+import re
+import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -73,6 +80,11 @@ class Pipeline:
         nodes = self.refresh(models=models).nodes
         return {node.name: recorded_version(self.instance, node.key, node.partition) for node in nodes}
 
+    def versions_of(self, name: str) -> dict[str, str | None]:
+        """Data version of every stage of a dataset."""
+        states = self.refresh(name).states()
+        return {node.name: state.record and state.record.version for node, state in states.items()}
+
     def run(self, name: str = "tiny", models: list[str] | None = None, **overrides: object) -> set[str]:
         """Names of the stages that ran, such as `item_profiles` and `trained_model (scale)`."""
         return {ran.node.name for ran in self.refresh(name, models, **overrides).run().ran}
@@ -105,3 +117,132 @@ def finished(built: Path) -> Iterator[Pipeline]:
 def open_pipeline() -> Callable[[Path], Pipeline]:
     """Opens a pipeline in a given folder, as a context manager."""
     return Pipeline
+
+
+class LanguageModel:
+    """An OpenAI-compatible server on the loopback interface that counts what it is asked.
+
+    Its answer is a function of the prompt: some words of the record or history, picked by the words around it.
+    """
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                prompt = request["messages"][0]["content"]
+                owner.prompts.append(prompt)
+                message = {"role": "assistant", "content": json.dumps(owner.answer(prompt))}
+                body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Keep the test output quiet."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+
+    @staticmethod
+    def answer(prompt: str) -> dict[str, str]:
+        found = re.search(r"\n<(record|history)>\n(.*)\n</\1>", prompt, re.DOTALL)
+        data = found[2] if found else prompt
+        around = hashlib.sha256(prompt.replace(data, "").encode()).digest()
+        words = [
+            word for word in re.findall(r"[A-Za-z]+", data) if hashlib.sha256(around + word.encode()).digest()[0] % 2
+        ]
+        return {"summary": "About " + " ".join(dict.fromkeys(words[:60])), "reasoning": "The words say so."}
+
+    def asked(self) -> tuple[int, int]:
+        """Prompts about items and about users since the last call."""
+        items = sum("<record>" in prompt for prompt in self.prompts)
+        users = len(self.prompts) - items
+        self.prompts.clear()
+        return items, users
+
+
+@pytest.fixture(scope="session")
+def language_model() -> Iterator[LanguageModel]:
+    """A chat model that the dataset `shop` writes its profiles with."""
+    running = LanguageModel()
+    thread = threading.Thread(target=running.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
+    thread.join()
+
+
+class Shop:
+    """Raw files, prompts and a home folder of the dataset `shop`, all under one folder, for tests to edit."""
+
+    def __init__(self, folder: Path, language_model: LanguageModel) -> None:
+        self.folder, self.language_model = folder, language_model
+        self.home = folder / "home"
+
+    @classmethod
+    def make(cls, folder: Path, language_model: LanguageModel) -> "Shop":
+        from pipeline.settings import PROMPTS_FOLDER, DemoSource
+        from pipeline.sources.demo import write_demo
+
+        shop = cls(folder, language_model)
+        made = write_demo(DemoSource(kind="demo", users=60, items=50), folder / "made")
+        for path, name in zip(made, ("reviews.json", "meta.json"), strict=False):
+            (folder / name).write_bytes(gzip.decompress(path.read_bytes()))
+        for name in ("item.md.j2", "user.md.j2"):
+            shutil.copy(PROMPTS_FOLDER / name, folder / name)
+        return shop
+
+    def copy(self, folder: Path) -> "Shop":
+        """The same shop elsewhere; times of files are kept."""
+        return Shop(Path(shutil.copytree(self.folder, folder)), self.language_model)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "SCALE_TEST_SHOP": str(self.folder),
+            "SCALE_TEST_LLM": self.language_model.url,
+            "SCALE_HOME": str(self.home),
+        }
+
+    def edit(self, name: str, change: Callable[[str], str]) -> None:
+        """Rewrite a prompt or a raw file; the change must change it."""
+        path = self.folder / name
+        before = path.read_text(encoding="utf-8")
+        after = change(before)
+        assert after != before
+        path.write_text(after, encoding="utf-8")
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """The readable lines of a raw file."""
+        lines = (self.folder / name).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+@pytest.fixture(scope="session")
+def built_shop(tmp_path_factory: pytest.TempPathFactory, language_model: LanguageModel) -> Shop:
+    """A shop in which everything has run once; copy it before changing it."""
+    shop = Shop.make(tmp_path_factory.mktemp("shop") / "shop", language_model)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in shop.environment.items():
+            patch.setenv(name, value)
+        with Pipeline(shop.home) as made:
+            made.run("shop")
+    return shop
+
+
+@pytest.fixture
+def shop(built_shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A finished shop to edit."""
+    copied = built_shop.copy(tmp_path / "shop")
+    for name, value in copied.environment.items():
+        monkeypatch.setenv(name, value)
+    copied.language_model.prompts.clear()
+    return copied

@@ -87,7 +87,7 @@ def load_template(name_or_path: str | Path, kind: Kind) -> Template:
     )
     try:
         used = _check_names(environment.parse(source), kind, path)
-        text = _without_comments(source)
+        text = _without_comments(source).strip()  # as the rendered prompt is
         fields = tuple(field for field in FIELDS[kind] if field in used)
         template = Template(kind, path, text, fields, environment.from_string(text))
     except jinja2.TemplateSyntaxError as error:
