@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
+from scipy.sparse import csr_array
 
 from assets.partitions import DATASETS
 from assets.storage import content_version
@@ -111,4 +112,6 @@ def _size(value: Any) -> dict[str, Any]:
         return {"dagster/row_count": value.height}
     if isinstance(value, np.ndarray):
         return {"dagster/row_count": value.shape[0], "dimensions": value.shape[1]}
+    if isinstance(value, csr_array):
+        return {"dagster/row_count": value.nnz}  # a graph is stored as its edges
     return {}

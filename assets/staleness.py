@@ -30,6 +30,8 @@ from assets.versions import (
 )
 from pipeline import fingerprint
 
+# In the order in which they stand on each other.
+GROUPS = ("raw", "interactions", "profiles", "embeddings", "graphs", "models", "recommendations")
 NEVER = "never materialised"
 SHOWN_CHANGES = 4
 SHOWN_CHARACTERS = 60
@@ -78,7 +80,9 @@ def _closed(graph: Any, dataset: str, targets: Iterable[Node]) -> list[Node]:
                 for key in graph.get(reached).execution_set_asset_keys:
                     found.add(Node(key, target.partition if by_model(graph, key) else dataset))
     order = {key: position for position, key in enumerate(graph.toposorted_asset_keys)}
-    return sorted(found, key=lambda node: (order[node.key], node.partition))
+    return sorted(
+        found, key=lambda node: (GROUPS.index(graph.get(node.key).group_name), node.partition, order[node.key])
+    )
 
 
 def survey(instance: dg.DagsterInstance, graph: Any, nodes: Iterable[Node], settings: Dataset) -> dict[Node, State]:

@@ -83,12 +83,12 @@ def show_report(report: Report) -> None:
         return
     if any(ran.why != NEVER for ran in report.ran):
         table = Table(header_style="bold")
-        for name in ("ran", "why", "result", "rows computed", "rows reused", "seconds"):
-            table.add_column(name, justify="right" if name.startswith("rows") or name == "seconds" else "left")
+        for name in ("ran", "result", "computed", "reused", "seconds"):
+            table.add_column(name, justify="left" if name in ("ran", "result") else "right")
         for ran in report.ran:
             counts = [f"{ran.shown[count]:,}" if count in ran.shown else "-" for count in ROW_COUNTS]
             result = "changed" if ran.changed else "[green]unchanged[/]"
-            table.add_row(ran.node.name, escape(ran.why), result, *counts, f"{ran.shown.get('seconds', 0):.1f}")
+            table.add_row(ran.node.name, result, *counts, f"{ran.shown.get('seconds', 0):.1f}")
         console.print(table)
     stopped: dict[str, list[str]] = {}
     for node, above in report.cut_off.items():

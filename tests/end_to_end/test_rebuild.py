@@ -1,4 +1,4 @@
-"""A refresh after any edits leaves what a rebuild from nothing would make, whoever else is at it and whatever is killed.
+"""A refresh after any edits leaves what a rebuild from nothing makes, whoever else is at it and whatever is killed.
 
 The project is copied, so that its code can be edited too, and every refresh is a process of its own.
 """
