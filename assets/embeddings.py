@@ -4,33 +4,36 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from assets import home
 from assets.progress import Progress
-from assets.settings import settings_of
+from assets.settings import partition_of, settings_of
 from assets.stage import Check, Result, stage
 from pipeline.embeddings import Embeddings, align_images, embed_texts
 
 CHECKS = {"unit_norms": "Every vector has norm 1, or is zero because its text is empty."}
 
 
-@stage(group="embeddings", code=["pipeline.embeddings"], settings=["embeddings"], checks=CHECKS)
+@stage(group="embeddings", code=["pipeline.embeddings.text"], settings=["embeddings"], checks=CHECKS)
 def item_text_embeddings(context: dg.AssetExecutionContext, item_profiles: pl.DataFrame, progress: Progress) -> Result:
     """Text vector of every item, (N, d_t)."""
     texts = item_profiles["summary"].to_list()
+    cache = home.cache_folder("embeddings", partition_of(context)["dataset"])
     bar = progress.bar(context, "encoding items")
-    return _result(embed_texts(texts, settings_of(context).embeddings, texts, bar))
+    return _result(embed_texts(texts, settings_of(context).embeddings, texts, cache, "items", bar))
 
 
-@stage(group="embeddings", code=["pipeline.embeddings"], settings=["embeddings"], checks=CHECKS)
+@stage(group="embeddings", code=["pipeline.embeddings.text"], settings=["embeddings"], checks=CHECKS)
 def user_text_embeddings(
     context: dg.AssetExecutionContext, user_profiles: pl.DataFrame, item_profiles: pl.DataFrame, progress: Progress
 ) -> Result:
     """Text vector of every user, (M, d_t), in the items' space."""
     texts, corpus = user_profiles["summary"].to_list(), item_profiles["summary"].to_list()
+    cache = home.cache_folder("embeddings", partition_of(context)["dataset"])
     bar = progress.bar(context, "encoding users")
-    return _result(embed_texts(texts, settings_of(context).embeddings, corpus, bar))
+    return _result(embed_texts(texts, settings_of(context).embeddings, corpus, cache, "users", bar))
 
 
-@stage(group="embeddings", code=["pipeline.embeddings"], checks=CHECKS)
+@stage(group="embeddings", code=["pipeline.embeddings.images"], checks=CHECKS)
 def item_visual_embeddings(context: dg.AssetExecutionContext, raw_images: pl.LazyFrame, items: pl.DataFrame) -> Result:
     """Image vector of every item, (N, d_v); (0, 0) where the dataset has no images."""
     return _result(align_images(raw_images, items))

@@ -25,6 +25,11 @@ def raw_folder(dataset: str) -> Path:
     return home() / "raw" / dataset
 
 
+def cache_folder(kind: str, dataset: str) -> Path:
+    """Rows of a dataset that were costly to compute, to be reused: `profiles` or `embeddings`."""
+    return home() / "cache" / kind / dataset
+
+
 def checkpoint_path(dataset: str, model: str) -> Path:
     """Checkpoint of an unfinished training."""
     return home() / "checkpoints" / dataset / f"{model}.safetensors"

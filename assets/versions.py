@@ -21,6 +21,7 @@ from assets.partitions import DATASETS
 from assets.settings import Dataset
 from model.registry import MODELS
 from pipeline import fingerprint
+from pipeline.embeddings.sentence import model_files
 from pipeline.settings import EmbeddingSettings, ProfileSettings
 
 DATA_VERSION = "dagster/data_version"
@@ -153,9 +154,11 @@ def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "use
 
 
 def _embeddings(settings: EmbeddingSettings) -> dict[str, Any]:
+    """The encoder's settings, and the state of a local model's files: a changed file is a changed version."""
     if settings.encoder == "lsa":
         return {"embeddings": settings.model_dump(include={"encoder", "dimensions"})}
-    return {"embeddings": settings.model_dump(exclude={"dimensions", "batch_size", "device"})}
+    kept = settings.model_dump(exclude={"dimensions", "batch_size", "device"})
+    return {"embeddings": kept | {"model_files": model_files(settings.model)}}
 
 
 def _group(name: str) -> Callable[[Dataset], dict[str, Any]]:

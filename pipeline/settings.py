@@ -161,7 +161,9 @@ class EmbeddingSettings(Closed):
     model: str = Field("facebook/contriever", description="sentence-transformers model: a hub name or a folder.")
     revision: str | None = Field(None, description="Hub revision to pin.")
     max_tokens: int = Field(256, ge=8, description="Longer texts are cut by the encoder.")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int | None = Field(
+        None, ge=1, description="Texts encoded at once. Default: 8 on a CPU, 128 elsewhere; a short batch is filled up."
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
     dimensions: int = Field(
         128, ge=2, description="Size of an LSA vector (sentence-transformers models set their own)."

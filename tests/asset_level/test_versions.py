@@ -65,3 +65,17 @@ def test_a_changed_raw_file_is_a_changed_version(tmp_path: Path):
             clicks.write_text(text)
         versions_seen.append(settings_content("source", dataset("tiny", changes)))
     assert versions_seen[0] != versions_seen[1] != versions_seen[2]
+
+
+def test_a_changed_file_of_a_local_encoder_is_a_changed_version(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    changes = {"embeddings": {"encoder": "sentence-transformers", "model": str(tmp_path)}}
+
+    def version(**more: object) -> dict[str, Any]:
+        return settings_content("embeddings", dataset("tiny", {"embeddings": {**changes["embeddings"], **more}}))
+
+    before = version()
+    assert version(batch_size=2, device="cpu", dimensions=64) == before
+    assert version(max_tokens=9) != before
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert version() != before
