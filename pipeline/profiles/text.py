@@ -17,8 +17,11 @@ _CODE_BLOCK = re.compile(r"<(/?)(script|style)\b", re.IGNORECASE)
 # HTML tags, prompt delimiters and chat-template tokens alike: <br>, </record>, <s>, <<SYS>>, <|im_end|>, <｜User｜>.
 # No quantifier can run over another "<", so the search stays linear in the text's length.
 _TAG = re.compile(r"<{1,2}[/!?]?[A-Za-z|｜][^<>]*>{0,2}(?<=>)|</|<[|｜]|[|｜]>")
+# The last line holds words that people put into brackets too: those count as tokens in the tokens' own spelling only.
 _BRACKET_TOKEN = re.compile(
-    r"\[/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG|CLS|SEP|MASK|PAD|UNK)\]",
+    r"\[/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG|IMG_BREAK|IMG_END|CALL_ID"
+    r"|BEGIN_AUDIO|MODEL_SETTINGS|CLS|SEP|[GS]?MASK|PAD|UNK"
+    r"|(?-i:ARGS|AUDIO|MIDDLE|PREFIX|SUFFIX|THINK))\]",
     re.IGNORECASE,
 )
 _SPACE = re.compile(r"\s+")
