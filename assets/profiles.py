@@ -12,20 +12,28 @@ from pipeline.profiles import ProfileResult, write_item_profiles, write_user_pro
 
 CHECKS = {
     "few_empty_profiles": "At most 5 % of the rows have an empty profile.",
-    "few_failed_profiles": "At most 5 % of the rows fell back to their metadata text.",
+    "few_failed_profiles": "At most 5 % of the rows fell back to their metadata text, because no profile could be had.",
 }
 TOLERATED_SHARE = 0.05
+SHOWN_FAILURES = 5
+FAILURES = "Rows without a profile of their own: why, the prompt, and the model's last answer as it came."
 
 
-@stage(group="profiles", code=["pipeline.profiles"], settings=["item_profiles"], checks=CHECKS)
-def item_profiles(
+@stage(
+    group="profiles",
+    code=["pipeline.profiles"],
+    settings=["item_profiles"],
+    checks=CHECKS,
+    tables={"item_profiles": "One profile per item, from its metadata (eq. 1).", "item_profile_failures": FAILURES},
+)
+def item_profile_tables(
     context: dg.AssetExecutionContext, item_metadata: pl.DataFrame, raw_profiles: pl.DataFrame, progress: Progress
-) -> Result:
-    """One profile per item, from its metadata (eq. 1)."""
+) -> dict[str, Result]:
+    """Write the items' profiles."""
     settings = settings_of(context).profiles
-    cache = home.home() / "cache" / "profiles" / partition_of(context)["dataset"]
+    cache = home.cache_folder("profiles", partition_of(context)["dataset"])
     bar = progress.bar(context, "writing item profiles")
-    return _result(write_item_profiles(item_metadata, raw_profiles, settings, cache, bar))
+    return _results("item", write_item_profiles(item_metadata, raw_profiles, settings, cache, bar))
 
 
 @stage(
@@ -33,8 +41,12 @@ def item_profiles(
     code=["pipeline.profiles", "pipeline.interactions"],
     settings=["user_profiles", "interactions"],
     checks=CHECKS,
+    tables={
+        "user_profiles": "One profile per user, from the items and reviews of the training split (eq. 2).",
+        "user_profile_failures": FAILURES,
+    },
 )
-def user_profiles(
+def user_profile_tables(
     context: dg.AssetExecutionContext,
     users: pl.DataFrame,
     item_metadata: pl.DataFrame,
@@ -43,27 +55,31 @@ def user_profiles(
     item_profiles: pl.DataFrame,
     raw_profiles: pl.DataFrame,
     progress: Progress,
-) -> Result:
-    """One profile per user, from the items and reviews of the training split (eq. 2)."""
+) -> dict[str, Result]:
+    """Write the users' profiles."""
     dataset = settings_of(context)
     settings = dataset.profiles
     tables = InteractionTables(users, item_metadata, interactions, counts={})
     histories = user_histories(raw_reviews, tables, dataset.interactions, settings.history).collect(engine="streaming")
-    cache = home.home() / "cache" / "profiles" / partition_of(context)["dataset"]
+    cache = home.cache_folder("profiles", partition_of(context)["dataset"])
     bar = progress.bar(context, "writing user profiles")
-    return _result(
-        write_user_profiles(users, item_metadata, item_profiles, histories, raw_profiles, settings, cache, bar)
+    return _results(
+        "user", write_user_profiles(users, item_metadata, item_profiles, histories, raw_profiles, settings, cache, bar)
     )
 
 
-def _result(result: ProfileResult) -> Result:
-    table = result.table
+def _results(kind: str, result: ProfileResult) -> dict[str, Result]:
+    table, failures = result.table, result.failures
     rows = max(table.height, 1)
     empty = table.filter(pl.col("summary") == "").height / rows
-    failed = table.filter(pl.col("error").is_not_null()).height / rows
+    failed = failures.height / rows
+    first = [f"{kind} {row}: {error}" for row, error in failures.select(kind, "error").head(SHOWN_FAILURES).iter_rows()]
     checks = {
         "few_empty_profiles": Check(empty <= TOLERATED_SHARE, {"share": empty}),
-        "few_failed_profiles": Check(failed <= TOLERATED_SHARE, {"share": failed}),
+        "few_failed_profiles": Check(failed <= TOLERATED_SHARE, {"share": failed, "first": first}),
     }
     samples = "\n\n".join(f"> {summary}" for summary in table["summary"].head(3))
-    return Result(table, {**result.counts, "samples": dg.MetadataValue.md(samples)}, checks)
+    return {
+        f"{kind}_profiles": Result(table, {**result.counts, "samples": dg.MetadataValue.md(samples)}, checks),
+        f"{kind}_profile_failures": Result(failures, {"share": failed, "first": first}),
+    }

@@ -11,15 +11,16 @@ LOG_SECONDS = 5.0
 class Progress(dg.ConfigurableResource):
     """Reports into the run's log, at most every few seconds; the command line replaces it by progress bars."""
 
-    def bar(self, context: dg.AssetExecutionContext, label: str) -> Callable[[int, int], None]:
-        """Give a callback `(done, total)` for the job called `label`."""
+    def bar(self, context: dg.AssetExecutionContext, label: str) -> Callable[..., None]:
+        """Give a callback `(done, total, detail="")` for the job called `label`; `detail` says how fast it goes."""
         last = time.monotonic()
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, detail: str = "") -> None:
             nonlocal last
             if time.monotonic() - last >= LOG_SECONDS:
                 last = time.monotonic()
-                context.log.info(f"{label}: {done:,} of {total:,}" if total else f"{label}: {done:,}")
+                far = f"{done:,} of {total:,}" if total else f"{done:,}"
+                context.log.info(f"{label}: {far} ({detail})" if detail else f"{label}: {far}")
 
         return report
 

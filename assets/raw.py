@@ -1,17 +1,15 @@
 """Raw data: a dataset's files, read once into five tables."""
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 
 from assets import home
-from assets.partitions import DATASETS
 from assets.progress import Progress
 from assets.settings import partition_of, settings_of
-from assets.stage import Check, Result, check_specs, publish
-from assets.versions import code_of, package, settings_key
+from assets.stage import Check, Result, stage
+from assets.versions import package
 from pipeline.sources import RawTables, read_source
 
 TABLES = {
@@ -24,27 +22,16 @@ TABLES = {
 CHECKS = {"every_row_accounted_for": "Rows in the files = rows kept + rows set aside + rows in quarantine."}
 
 
-@dg.multi_asset(
-    name="raw",
-    outs={
-        name: dg.AssetOut(
-            description=text, group_name="raw", kinds={"parquet"}, code_version=code_of(*package("pipeline.sources"))
-        )
-        for name, text in TABLES.items()
-    },
-    deps=[settings_key("source")],
-    partitions_def=DATASETS,
-    check_specs=check_specs(["raw_reviews"], CHECKS),
-)
-def raw(context: dg.AssetExecutionContext, progress: Progress) -> Iterator[dg.MaterializeResult]:
+@stage(group="raw", code=package("pipeline.sources"), settings=["source"], checks=CHECKS, tables=TABLES)
+def raw(context: dg.AssetExecutionContext, progress: Progress) -> dict[str, Result]:
     """Read the dataset's raw files, streaming."""
-    started = time.perf_counter()
     name = partition_of(context)["dataset"]
     staging = home.store() / ".staging" / name
     tables = read_source(
         settings_of(context), staging, home.raw_folder(name), progress.bar(context, "reading raw files")
     )
     progress.note(context, _summary(tables))
+    results = {}
     for table in TABLES:
         path = getattr(tables, table.removeprefix("raw_"))
         shown: dict[str, Any] = {"dagster/row_count": tables.rows[path.stem]}
@@ -54,7 +41,8 @@ def raw(context: dg.AssetExecutionContext, progress: Progress) -> Iterator[dg.Ma
             checks = {"every_row_accounted_for": Check(_accounted(tables), {"rows_read": dict(tables.read)})}
         if table == "quarantine":
             shown |= {"rejected": _plain(tables.rejected), "set_aside": _plain(tables.set_aside)}
-        yield publish(Result(path, shown, checks), started, [table])
+        results[table] = Result(path, shown, checks)
+    return results
 
 
 def _accounted(tables: RawTables) -> bool:

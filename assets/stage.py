@@ -4,10 +4,9 @@ The body loads nothing and stores nothing: it takes its inputs as arguments, cal
 returns a `Result`.
 """
 
-import functools
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,8 +38,13 @@ class Result:
 
 
 def stage(
-    *, group: str, code: Sequence[str], settings: Sequence[str] = (), checks: Mapping[str, str] | None = None
-) -> Callable[[Callable[..., Result]], dg.AssetsDefinition]:
+    *,
+    group: str,
+    code: Sequence[str],
+    settings: Sequence[str] = (),
+    checks: Mapping[str, str] | None = None,
+    tables: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Make a dataset-partitioned asset of a function `(context, **inputs) -> Result`, named like the function.
 
     Parameters
@@ -52,23 +56,33 @@ def stage(
         Groups of settings (see `assets.versions.SETTINGS`) on which the result depends.
     checks
         Check name -> what it asserts.
+    tables
+        For a function that makes several assets at once and returns their `Result`s by name: name -> description.
+        The checks are those of the first.
     """
 
-    def decorate(function: Callable[..., Result]) -> dg.AssetsDefinition:
-        @functools.wraps(function)
-        def body(context: dg.AssetExecutionContext, **inputs: Any):  # type: ignore[no-untyped-def]
-            started = time.perf_counter()
-            return publish(function(context, **inputs), started)
+    def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        name = function.__name__
+        described = tables or {name: inspect.getdoc(function) or ""}
+        version = code_of(*code, function=function)
 
-        return dg.asset(
-            group_name=group,
-            description=inspect.getdoc(function),
+        def body(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[dg.MaterializeResult]:
+            started = time.perf_counter()
+            made = function(context, **inputs)
+            for key, result in (made if tables else {name: made}).items():
+                yield publish(result, started, [key])
+
+        inputs = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+        return dg.multi_asset(
+            name=name,
+            outs={
+                key: dg.AssetOut(description=text, group_name=group, kinds={"parquet"}, code_version=version)
+                for key, text in described.items()
+            },
+            deps=[settings_key(each) for each in settings],
             partitions_def=DATASETS,
-            deps=[settings_key(name) for name in settings],
-            code_version=code_of(*code, function=function),
-            check_specs=check_specs([function.__name__], checks or {}),
-            kinds={"parquet"},
-        )(takes(body, {name: kind for name, kind in function.__annotations__.items() if name != "return"}))
+            check_specs=check_specs([next(iter(described))], checks or {}),
+        )(takes(body, inputs))
 
     return decorate
 
@@ -87,10 +101,10 @@ def check_specs(key: list[str], checks: Mapping[str, str]) -> list[dg.AssetCheck
     return [dg.AssetCheckSpec(name, asset=dg.AssetKey(key), description=text) for name, text in checks.items()]
 
 
-def publish(result: Result, started: float, key: Sequence[str] | None = None) -> dg.MaterializeResult:
+def publish(result: Result, started: float, key: Sequence[str]) -> dg.MaterializeResult:
     """Dagster's record of a result, with its content version, row count and seconds since `started`."""
     return dg.MaterializeResult(
-        asset_key=dg.AssetKey(list(key)) if key else None,
+        asset_key=dg.AssetKey(list(key)),
         value=result.value,
         data_version=dg.DataVersion(content_version(result.value)),
         metadata={**_size(result.value), **result.shown, "seconds": round(time.perf_counter() - started, 2)},
@@ -98,7 +112,7 @@ def publish(result: Result, started: float, key: Sequence[str] | None = None) ->
             dg.AssetCheckResult(
                 passed=check.passed,
                 check_name=name,
-                asset_key=dg.AssetKey(list(key)) if key else None,
+                asset_key=dg.AssetKey(list(key)),
                 severity=dg.AssetCheckSeverity.WARN,
                 metadata=dict(check.shown),
             )

@@ -35,6 +35,7 @@ bars = RichProgress(
     MofNCompleteColumn(),
     TimeElapsedColumn(),
     TimeRemainingColumn(),
+    TextColumn("[dim]{task.fields[detail]}"),
     console=console,
     transient=True,
 )
@@ -43,16 +44,16 @@ bars = RichProgress(
 class TerminalProgress(Progress):
     """A progress bar for every job that takes a while."""
 
-    def bar(self, context: dg.AssetExecutionContext, label: str) -> Callable[[int, int], None]:
+    def bar(self, context: dg.AssetExecutionContext, label: str) -> Callable[..., None]:
         started = time.monotonic()
         task: Any = None
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, detail: str = "") -> None:
             nonlocal task
             if task is None and time.monotonic() - started >= SHOW_AFTER:
-                task = bars.add_task(label, total=total)
+                task = bars.add_task(label, total=total, detail="")
             if task is not None:
-                bars.update(task, completed=done, total=total, visible=done < total)
+                bars.update(task, completed=done, total=total, detail=detail, visible=done < total)
 
         return report
 

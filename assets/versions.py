@@ -5,8 +5,6 @@ partition: so each group of settings is an external asset, observed with a data 
 """
 
 import ast
-import inspect
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,23 +29,27 @@ CONTENT = "content"
 CODE = "code"
 INPUTS = "inputs"
 
-# Settings count by value, and storage and hashing do not change what is stored.
-NOT_COUNTED = {"pipeline.settings", "pipeline.parquet", "pipeline.fingerprint", "pipeline.row_cache"}
+# Settings count by value, a model by its own file, and storage and hashing do not change what is stored.
+NOT_COUNTED = {"pipeline.settings", "pipeline.parquet", "pipeline.fingerprint", "pipeline.row_cache", "model.registry"}
 
 
 # ---------------------------------------------------------------------------------------------------- code
 
 
-# Code version -> what it is made of: module, or "body of the stage" -> version.
+# Code version -> what it is made of: module, or function of this room -> version.
 _CODE_PARTS: dict[str, dict[str, str]] = {}
 _SHOWN_DIGITS = 12
 
+# How results are shown, stored and logged changes no result.
+PLUMBING = {
+    f"assets.{name}"
+    for name in ("home", "partitions", "plots", "progress", "settings", "stage", "storage", "tracking", "versions")
+}
 
-def code_of(*modules: str, function: Callable[..., Any] | None = None) -> str:
-    """Code version of `modules`, everything of this project that they import, and the body of `function`."""
-    parts = _modules(*modules)
-    if function is not None:
-        parts["body of the stage"] = fingerprint.code_version(_body(function))
+
+def code_of(*modules: str, function: Callable[..., Any]) -> str:
+    """Code version of a stage's function with what it uses of this room, of `modules`, and of all that these import."""
+    parts = _own_code(function.__module__, function.__qualname__) | _modules(*modules)
     version = fingerprint.settings_version(parts)
     _CODE_PARTS[version] = {name: part[:_SHOWN_DIGITS] for name, part in sorted(parts.items())}
     return version
@@ -88,12 +90,16 @@ def _module_version(module: str) -> str:
 def _imports(module: str) -> list[str]:
     """Modules of the lower rooms that a module imports, anywhere in its text."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(_source(module).read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return sorted(name for name in found if name.split(".")[0] in ("pipeline", "model") and _is_module(name))
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_source(module).read_text(encoding="utf-8"))
 
 
 def _is_module(name: str) -> bool:
@@ -108,13 +114,41 @@ def _source(module: str) -> Path:
     return path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
 
 
-def _body(function: Callable[..., Any]) -> str:
-    """Source of a function without its decorators, which say how it is shown, not what it computes."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    definition = tree.body[0]
-    assert isinstance(definition, ast.FunctionDef)
-    definition.decorator_list = []
-    return ast.unparse(tree)
+def _own_code(module: str, function: str) -> dict[str, str]:
+    """Versions of a function and of the functions, classes and constants of this room that it uses, by name."""
+    found: dict[str, str] = {}
+    waiting = [(module, function)]
+    while waiting:
+        module, name = waiting.pop()
+        definition = _definitions(module).get(name)
+        if definition is None or f"{module}.{name}" in found:
+            continue
+        if isinstance(definition, ast.ImportFrom):
+            source = definition.module or ""
+            if source.startswith("assets.") and source not in PLUMBING:
+                waiting.append((source, name))
+            continue
+        if not isinstance(definition, ast.Assign):
+            definition.decorator_list = []  # they say how it is shown, not what it computes
+        found[f"{module}.{name}"] = fingerprint.code_version(ast.unparse(definition))
+        inputs = {node.arg for node in ast.walk(definition) if isinstance(node, ast.arg)}
+        names = {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}
+        waiting += [(module, name) for name in names - inputs]
+    return found
+
+
+@cache
+def _definitions(module: str) -> dict[str, "ast.FunctionDef | ast.ClassDef | ast.Assign | ast.ImportFrom"]:
+    """What a module defines and imports by name at its top level."""
+    found: dict[str, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.ImportFrom] = {}
+    for node in _tree(module).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign):
+            found |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: node for alias in node.names}
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -143,13 +177,20 @@ def file_states(path: Path) -> dict[str, str]:
 
 
 def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "user"]) -> dict[str, Any]:
-    if settings.backend != "openai":
-        return {"profiles": settings.model_dump(include={"backend", "history", "prompt_words"})}
-    from pipeline.profiles import load_template
+    """What a profile depends on: not how answers are fetched, nor how often that is tried."""
+    counted = {"backend", "history"} if kind == "user" else {"backend"}
+    if settings.backend == "extractive":
+        return {"profiles": settings.model_dump(include=counted)}
+    counted.add("prompt_words" if settings.tokenizer is None else "prompt_tokens")
+    if settings.backend in ("given", "metadata"):
+        return {"profiles": settings.model_dump(include=counted)}
+    from pipeline.profiles import load_template, model_files
 
-    kept = settings.model_dump(include={"backend", "history", "prompt_words", "openai"})
-    for name in ("base_url", "api_key_variable", "concurrency", "timeout_seconds", "attempts"):
-        del kept["openai"][name]  # how the answer is fetched, not what it is
+    kept = settings.model_dump(include=counted | {"model"})
+    del kept["model"]["attempts"]
+    for name in {settings.model.name, settings.tokenizer or settings.model.name}:
+        if files := model_files(name):
+            kept["model"].setdefault("files", {})[name] = files
     return {"profiles": kept, "prompt": load_template(prompt, kind).text}
 
 

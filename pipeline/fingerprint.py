@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 
 LENGTH = 16  # bytes of a digest: a collision among 10^9 contents has odds below 10^-20
 BATCH_ROWS = 65_536
+SMALL_BYTES = 1 << 20
 
 
 def _hasher(*parts: object) -> hashlib.blake2b:
@@ -120,6 +121,17 @@ def settings_version(*settings: BaseModel | Mapping[str, Any] | Sequence[Any]) -
     """Hash of settings by value; the order of keys makes no difference."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in settings]
     return _hasher("settings", json.dumps(plain, sort_keys=True, default=str)).hexdigest()
+
+
+def folder_version(folder: Path) -> str:
+    """Hash of a folder's files: name, size and time of each, and the content of small JSON files."""
+    hasher = _hasher("folder")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        stat = path.stat()
+        small = path.suffix == ".json" and stat.st_size <= SMALL_BYTES
+        hasher.update(json.dumps([path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns]).encode())
+        hasher.update(path.read_bytes() if small else b"")
+    return hasher.hexdigest()
 
 
 def code_version(*sources: str) -> str:

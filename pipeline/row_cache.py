@@ -9,7 +9,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -78,9 +78,16 @@ class RowCache:
             For a shard that cannot be read, or that holds other columns, by name.
         """
         wanted = pl.DataFrame({"key": list(keys)}, schema={"key": pl.String}).unique()
+        return self._found(lambda shard: shard.join(wanted, on="key", how="semi"))
+
+    def rows(self) -> pl.DataFrame:
+        """Every row there is, like `lookup`."""
+        return self._found(lambda shard: shard)
+
+    def _found(self, part: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
         columns = ["key", *self.columns]
         found = [pl.DataFrame(schema={"key": pl.String} | self.columns)]
-        found += [shard.select(columns).join(wanted, on="key", how="semi") for _, shard in _read(self.folder, columns)]
+        found += [part(shard.select(columns)) for _, shard in _read(self.folder, columns)]
         # Two processes may have computed the same: the choice between them must not depend on file names.
         return pl.concat(found).sort(columns, nulls_last=True).unique("key", keep="first", maintain_order=True)
 

@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 DATASETS_FOLDER = Path(__file__).parent / "datasets"
 PROMPTS_FOLDER = Path(__file__).parent / "prompts"
+LLAMA = "meta-llama/Llama-3.2-3B-Instruct"
+LLAMA_COMMIT = "0cb88a4f764b7a12671c53f0838cd831a0843b95"
 
 
 class SettingsError(ValueError):
@@ -127,31 +137,89 @@ class InteractionSettings(Closed):
 # ------------------------------------------------------------------------------------- profiles, embeddings
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder that a model's name stands for: what is a folder, or can be nothing else; None for a hub name."""
+    path = Path(name).expanduser()
+    return path if path.is_absolute() or name.startswith(".") or path.is_dir() else None
+
+
+class ChatModelSettings(Closed):
+    """The chat model and how it samples; the same for every way to reach it."""
+
+    name: str = Field(LLAMA, description="A hub name, or the absolute path of a folder.")
+    revision: str | None = Field(None, description="Commit of the hub model; the default model is pinned to one.")
+    tokenizer: str | None = Field(
+        None,
+        description="Hub name or folder of the tokenizer that counts prompts. Default: the model's own for `vllm`; "
+        "with `openai` none, prompts are counted in words.",
+    )
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(512, ge=16, description="Longest answer.")
+    seed: int = 0
+    attempts: int = Field(4, ge=1, description="Tries per prompt before the row falls back to its metadata text.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pin_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name", LLAMA) == LLAMA:
+            return {"revision": LLAMA_COMMIT} | values
+        return values
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of a local model, None for a hub name."""
+        return local_folder(self.name)
+
+
 class OpenAISettings(Closed):
-    """Any OpenAI-compatible server, a `vllm serve` among them."""
+    """How an OpenAI-compatible server is reached, a `vllm serve` among them."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    model: str = "meta-llama/Llama-3.2-3B-Instruct"
     api_key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key, if any.")
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(512, ge=16)
-    seed: int = 0
     concurrency: int = Field(16, ge=1, description="Requests in flight.")
     timeout_seconds: float = Field(120, gt=0)
-    attempts: int = Field(4, ge=1, description="Tries per request before the row falls back to its metadata text.")
+
+
+class VLLMSettings(Closed):
+    """The vLLM engine inside this process; rounding apart, answers do not depend on it."""
+
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory it may take.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs to spread the model over.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    enforce_eager: bool = Field(False, description="Start sooner, run slower: no CUDA graphs, no compilation.")
 
 
 class ProfileSettings(Closed):
     """User and item profiles (eqs. 1, 2)."""
 
-    backend: Literal["extractive", "given", "openai"] = "extractive"
+    backend: Literal["extractive", "metadata", "given", "openai", "vllm"] = Field(
+        "extractive", description="`metadata` takes the raw metadata as it is (w/o LLM)."
+    )
     history: Literal["train", "all"] = Field(
         "train", description="Interactions a user's prompt may show; `all` leaks held-out pairs, to measure the leak."
     )
     item_prompt: str = Field("item.md.j2", description="Template file: absolute, or in `pipeline/prompts/`.")
     user_prompt: str = Field("user.md.j2", description="Template file: absolute, or in `pipeline/prompts/`.")
-    prompt_words: int = Field(1500, ge=50, description="Budget of one rendered prompt; histories are cut newest first.")
+    prompt_words: int = Field(1500, ge=50, description="Longest prompt without a tokenizer; oldest history goes first.")
+    prompt_tokens: int = Field(2048, ge=64, description="Longest prompt with a tokenizer, the chat template included.")
+    model: ChatModelSettings = ChatModelSettings()
     openai: OpenAISettings = OpenAISettings()
+    vllm: VLLMSettings = VLLMSettings()
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Name or folder of the tokenizer that counts prompts; None where they are counted in words."""
+        return self.model.tokenizer or (self.model.name if self.backend == "vllm" else None)
+
+    @field_validator("model")
+    @classmethod
+    def _pinned(cls, model: ChatModelSettings, info: ValidationInfo) -> ChatModelSettings:
+        if info.data.get("backend") == "vllm" and model.folder is None and model.revision is None:
+            raise ValueError(
+                f"no revision for the hub model {model.name}: pin a commit of it, "
+                "or write `revision: main` to take whatever is newest"
+            )
+        return model
 
 
 class EmbeddingSettings(Closed):

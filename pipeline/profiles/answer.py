@@ -23,9 +23,11 @@ ANSWER_SCHEMA = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a prompt has no usable answer."""
+    """Why a prompt has no usable answer, the last answer as the model gave it, and how often it was asked."""
 
     reason: str
+    answer: str | None = None
+    attempts: int = 1
 
 
 class Answer(BaseModel):
@@ -53,10 +55,10 @@ def parse_answer(content: str) -> Answer | Failure:
     """Read a model's answer; a fence or a preamble around the JSON object is passed over."""
     found = re.search(r"\{.*\}", content, re.DOTALL)
     if found is None:
-        return Failure(f"no JSON object in the answer {content[:80]!r}")
+        return Failure(f"no JSON object in the answer {content[:80]!r}", content)
     try:
         return Answer.model_validate_json(found[0])
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"]) or "answer"
-        return Failure(f"not the JSON asked for: {field}: {problem['msg']}")
+        return Failure(f"not the JSON asked for: {field}: {problem['msg']}", content)

@@ -8,13 +8,14 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipeline.profiles.answer import ANSWER_SCHEMA, Answer, Failure, parse_answer
-from pipeline.profiles.chat import ChatModelError
-from pipeline.settings import OpenAISettings
+from pipeline.profiles.answer import ANSWER_SCHEMA, Failure
+from pipeline.profiles.chat import ChatModelError, sampling, usable
+from pipeline.settings import ProfileSettings
 
 if TYPE_CHECKING:
     import httpx
@@ -22,12 +23,8 @@ if TYPE_CHECKING:
 FIRST_WAIT_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 60.0
-# A repeat of the same request at temperature 0 is the same answer, whatever its seed.
-REPEAT_TEMPERATURE = 0.5
-# So many failed prompts before the first good answer mean that the server is at fault, not the prompts.
-GIVE_UP_AFTER = 20
 
-Emit = Callable[[tuple[int, Answer | Failure]], None]
+Emit = Callable[[tuple[int, str | Failure]], None]
 
 
 class OpenAIChat:
@@ -39,32 +36,24 @@ class OpenAIChat:
 
     origin = "openai"
 
-    def __init__(self, settings: OpenAISettings) -> None:
-        self.settings = settings
-        self.identity: Mapping[str, Any] = {
-            "model": settings.model,
-            "temperature": settings.temperature,
-            "max_tokens": settings.max_tokens,
-            "seed": settings.seed,
-            "schema": ANSWER_SCHEMA,
-        }
-        self.counts = {"requests": 0, "repeated_requests": 0}
-        self._url = settings.base_url.rstrip("/") + "/chat/completions"
-        self._key = os.environ.get(settings.api_key_variable, "").strip()
+    def __init__(self, settings: ProfileSettings) -> None:
+        self.settings, self.server = settings.model, settings.openai
+        self.counts: dict[str, float] = {"repeated": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self._url = self.server.base_url.rstrip("/") + "/chat/completions"
+        self._key = os.environ.get(self.server.api_key_variable, "").strip()
         if urlsplit(self._url).scheme not in ("http", "https"):
             raise ChatModelError(
-                f"profiles.openai.base_url = {settings.base_url!r}: expected http://... or https://..."
+                f"profiles.openai.base_url = {self.server.base_url!r}: expected http://... or https://..."
             )
         if not (self._key.isascii() and self._key.isprintable()):
             raise ChatModelError(
-                f"the key in the environment variable {settings.api_key_variable} is not printable ASCII"
+                f"the key in the environment variable {self.server.api_key_variable} is not printable ASCII"
             )
-        self._jitter = random.Random(settings.seed)
-        self._answered = self._failed = 0
+        self._jitter = random.Random(self.settings.seed)
 
-    def answers(self, prompts: Iterable[tuple[int, str]]) -> Generator[tuple[int, Answer | Failure]]:
+    def answers(self, prompts: Iterable[tuple[int, str]]) -> Generator[tuple[int, str | Failure]]:
         """See `ChatModel.answers`; requests run in an event loop of their own, on a thread of their own."""
-        arrived: queue.SimpleQueue[tuple[int, Answer | Failure] | BaseException | None] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[tuple[int, str | Failure] | BaseException | None] = queue.SimpleQueue()
         loop = asyncio.new_event_loop()
         work = loop.create_task(self._answer_all(iter(prompts), arrived.put))
 
@@ -75,6 +64,7 @@ class OpenAIChat:
             except BaseException as error:  # handed to the consumer, whatever it is
                 arrived.put(error)
             finally:
+                loop.run_until_complete(loop.shutdown_default_executor())
                 loop.close()
 
         thread = threading.Thread(target=run, name="openai-requests", daemon=True)
@@ -92,24 +82,31 @@ class OpenAIChat:
     async def _answer_all(self, prompts: Iterator[tuple[int, str]], emit: Emit) -> None:
         import httpx
 
-        first = next(prompts, None)
+        reading = asyncio.Lock()
+
+        async def following() -> tuple[int, str] | None:
+            # On a thread: between two prompts there can be thousands of rows that need no answer.
+            async with reading:
+                return await asyncio.to_thread(next, prompts, None)
+
+        first = await following()
         if first is None:
             return
         client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(self.settings.timeout_seconds, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=self.settings.concurrency),
+            timeout=httpx.Timeout(self.server.timeout_seconds, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=self.server.concurrency),
             trust_env=urlsplit(self._url).hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy to oneself
         )
 
         async def worker() -> None:
-            for row, prompt in prompts:
-                emit((row, await self._counted(client, prompt)))
+            while (pair := await following()) is not None:
+                emit((pair[0], await self._answer(client, pair[1])))
 
         async with client:
             # One prompt alone comes first: a server that is away or refuses shows without a flood of requests.
-            emit((first[0], await self._counted(client, first[1])))
-            workers = [asyncio.ensure_future(worker()) for _ in range(self.settings.concurrency)]
+            emit((first[0], await self._answer(client, first[1])))
+            workers = [asyncio.ensure_future(worker()) for _ in range(self.server.concurrency)]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -117,28 +114,14 @@ class OpenAIChat:
                     each.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _counted(self, client: "httpx.AsyncClient", prompt: str) -> Answer | Failure:
-        result = await self._answer(client, prompt)
-        if isinstance(result, Answer):
-            self._answered += 1
-        else:
-            self._failed += 1
-        if not self._answered and self._failed >= GIVE_UP_AFTER:
-            raise ChatModelError(
-                f"{self._url}: none of the first {self._failed} prompts got a usable answer; the last one: "
-                f"{result.reason if isinstance(result, Failure) else ''}. Check the server and profiles.openai.model"
-            )
-        return result
-
-    async def _answer(self, client: "httpx.AsyncClient", prompt: str) -> Answer | Failure:
+    async def _answer(self, client: "httpx.AsyncClient", prompt: str) -> str | Failure:
         """Ask until there is a valid answer or the attempts are used up."""
         import httpx
 
         result = Failure("never asked")
         for attempt in range(self.settings.attempts):
             last = attempt + 1 == self.settings.attempts
-            self.counts["requests"] += 1
-            self.counts["repeated_requests"] += attempt > 0
+            self.counts["repeated"] += attempt > 0
             wait = self._wait(attempt)
             try:
                 response = await client.post(self._url, json=self._body(prompt, attempt))
@@ -147,40 +130,51 @@ class OpenAIChat:
                     raise ChatModelError(self._unreachable(error)) from error
                 result = Failure(f"no connection: {error}")
             except httpx.TimeoutException:
-                result = Failure(
-                    f"no answer within profiles.openai.timeout_seconds = {self.settings.timeout_seconds:g}"
-                )
+                result = Failure(f"no answer within profiles.openai.timeout_seconds = {self.server.timeout_seconds:g}")
             except httpx.TransportError as error:
                 result = Failure(f"connection broken: {type(error).__name__} {error}")
             else:
                 if response.status_code == 200:
-                    answer = _read(response)
-                    if isinstance(answer, Answer):
+                    answer = self._read(response)
+                    if isinstance(answer, str):
                         return answer
                     result, wait = answer, 0.0
                 else:
                     self._refuse(response)
                     result = Failure(f"HTTP {response.status_code}: {self._message(response)}")
                     if response.status_code not in (408, 409, 425, 429) and response.status_code < 500:
-                        return result
+                        return replace(result, attempts=attempt + 1)
                     wait = max(wait, _retry_after(response.headers.get("Retry-After")))
             if not last:
                 await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
-        return Failure(f"{result.reason} (after {self.settings.attempts} attempts)")
+        attempts = self.settings.attempts
+        return Failure(f"{result.reason} (after {attempts} attempts)", result.answer, attempts)
 
     def _body(self, prompt: str, attempt: int) -> dict[str, Any]:
-        temperature = self.settings.temperature
         return {
-            "model": self.settings.model,
+            "model": self.settings.name,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": temperature if attempt == 0 else max(temperature, REPEAT_TEMPERATURE),
-            "max_tokens": self.settings.max_tokens,
-            "seed": self.settings.seed + attempt,
+            **sampling(self.settings, attempt),
             "response_format": {
                 "type": "json_schema",
                 "json_schema": {"name": "profile", "schema": ANSWER_SCHEMA, "strict": True},
             },
         }
+
+    def _read(self, response: "httpx.Response") -> str | Failure:
+        try:
+            completion = response.json()
+            choice = completion["choices"][0]
+            content = choice["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            return Failure(f"not a chat completion: {response.text[:80]!r}", response.text)
+        usage = completion.get("usage")
+        for name in ("prompt_tokens", "completion_tokens"):
+            tokens = usage.get(name) if isinstance(usage, dict) else None
+            self.counts[name] += tokens if isinstance(tokens, int) else 0
+        if not isinstance(content, str):
+            return Failure("the model gave no text")
+        return usable(content, choice.get("finish_reason") == "length", self.settings)
 
     def _wait(self, attempt: int) -> float:
         """Seconds before the next attempt: doubling, with a jitter of half to one and a half."""
@@ -192,38 +186,24 @@ class OpenAIChat:
         if response.status_code in (401, 403):
             state = "is not accepted" if self._key else "is not set"
             raise ChatModelError(
-                f"{self._url}: {said}. The key in the environment variable {self.settings.api_key_variable} {state}"
+                f"{self._url}: {said}. The key in the environment variable {self.server.api_key_variable} {state}"
             )
         if response.status_code == 404:
             raise ChatModelError(
-                f"{self._url}: {said}. Does the server offer {self.settings.model}? Start it with "
-                f"`vllm serve {self.settings.model}`, or set profiles.openai.model; base_url usually ends in /v1"
+                f"{self._url}: {said}. Does the server offer {self.settings.name}? Start it with "
+                f"`vllm serve {self.settings.name}`, or set profiles.model.name; base_url usually ends in /v1"
             )
 
     def _unreachable(self, error: Exception) -> str:
         return (
-            f"{self.settings.base_url}: no server there ({error or type(error).__name__}). Start one with "
-            f"`vllm serve {self.settings.model}`, or set profiles.openai.base_url"
+            f"{self.server.base_url}: no server there ({error or type(error).__name__}). Start one with "
+            f"`vllm serve {self.settings.name}`, or set profiles.openai.base_url"
         )
 
     def _message(self, response: "httpx.Response") -> str:
         """The start of what the server said, without the key should it repeat it."""
         text = " ".join(response.text.split())
         return (text.replace(self._key, "***") if self._key else text)[:300]
-
-
-def _read(response: "httpx.Response") -> Answer | Failure:
-    try:
-        choice = response.json()["choices"][0]
-        content = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        return Failure(f"not a chat completion: {response.text[:80]!r}")
-    if not isinstance(content, str):
-        return Failure("the model gave no text")
-    answer = parse_answer(content)
-    if isinstance(answer, Failure) and choice.get("finish_reason") == "length":
-        return Failure(f"cut at profiles.openai.max_tokens; {answer.reason}")
-    return answer
 
 
 def _retry_after(header: str | None) -> float:

@@ -1,8 +1,9 @@
-"""Prompt templates: loaded from a file, checked when loaded, rendered within a budget of words (eqs. 1, 2)."""
+"""Prompt templates: loaded from a file, checked when loaded, rendered within a budget (eqs. 1, 2)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ FIELDS: dict[Kind, tuple[str, ...]] = {"item": ITEM_FIELDS, "user": ENTRY_FIELDS
 VARIABLES: dict[Kind, tuple[str, ...]] = {"item": ITEM_FIELDS, "user": ("history",)}
 # With a history of several entries, no single text takes more than this share of the budget.
 _LARGEST_SHARE = 4
+# Hardly a token stands for more than two words (characters, in scripts without spaces).
+_WORDS_PER_TOKEN = 2
+_GUESSES = 4
 _COMMENT = "\0"
 _NOTHING = dict.fromkeys(ITEM_FIELDS + ENTRY_FIELDS, "")
 
@@ -53,11 +57,38 @@ class Template:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How long a prompt may be.
+
+    Attributes
+    ----------
+    limit
+        Largest `measure` of a whole prompt.
+    measure
+        Length of a text: its words, or its tokens with the chat template around it.
+    setting
+        Where the limit comes from, for messages.
+    control
+        What the model's tokenizer would take for control tokens: taken out of the data.
+    """
+
+    limit: int
+    measure: Callable[[str], int] = count_words
+    setting: str = "profiles.prompt_words"
+    control: re.Pattern[str] | None = None
+
+    @cached_property
+    def overhead(self) -> int:
+        """What an empty text measures."""
+        return self.measure("")
+
+
+@dataclass(frozen=True)
 class Rendered:
-    """A prompt, its length in words, the words of data there were for it, and how many of those were cut."""
+    """A prompt, its length by the budget's measure, the words of data there were for it, and those that were cut."""
 
     text: str
-    words: int
+    length: int
     data_words: int
     cut_words: int
 
@@ -97,7 +128,7 @@ def load_template(name_or_path: str | Path, kind: Kind) -> Template:
     return template
 
 
-def render_item(template: Template, row: Mapping[str, Any], budget: int) -> Rendered:
+def render_item(template: Template, row: Mapping[str, Any], budget: Budget) -> Rendered:
     """The prompt for one item.
 
     Parameters
@@ -105,17 +136,17 @@ def render_item(template: Template, row: Mapping[str, Any], budget: int) -> Rend
     row
         title, description, brand and price (text or None), categories (list of text or None).
     budget
-        Most words the whole prompt may have; the description is cut first.
+        How long the whole prompt may be; the description is cut first.
 
     Raises
     ------
     TemplateError
-        If the template alone is longer than `budget`.
+        If the template alone is too long.
     """
-    return _render_within(template, [clean_fields(row, template.fields)], budget)
+    return _render_within(template, [_data(row, template, budget)], budget)
 
 
-def render_user(template: Template, history: Sequence[Mapping[str, Any]], budget: int) -> Rendered:
+def render_user(template: Template, history: Sequence[Mapping[str, Any]], budget: Budget) -> Rendered:
     """The prompt for one user.
 
     Parameters
@@ -123,14 +154,14 @@ def render_user(template: Template, history: Sequence[Mapping[str, Any]], budget
     history
         Newest first: title, headline, profile and review (text or None), categories (list of text or None).
     budget
-        Most words the whole prompt may have; the oldest entries go first.
+        How long the whole prompt may be; the oldest entries go first.
 
     Raises
     ------
     TemplateError
-        If the template alone is longer than `budget`.
+        If the template alone is too long.
     """
-    return _render_within(template, [clean_fields(row, template.fields) for row in history], budget)
+    return _render_within(template, [_data(row, template, budget) for row in history], budget)
 
 
 def clean_fields(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, str]:
@@ -141,36 +172,98 @@ def clean_fields(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, s
     }
 
 
-def _render_within(template: Template, entries: list[dict[str, str]], budget: int) -> Rendered:
-    """Render as many words of `entries`, first entry and first field first, as fit into `budget`."""
-    available = sum(count_words(text) for entry in entries for text in entry.values())
-    share = budget // min(_LARGEST_SHARE, len(entries)) if entries else budget
-    entries = [{field: cut_words(text, share) for field, text in entry.items()} for entry in entries[:budget]]
-    kept = sum(count_words(text) for entry in entries for text in entry.values())
+def _data(row: Mapping[str, Any], template: Template, budget: Budget) -> dict[str, str]:
+    """What the template shows of an item or a history entry, without anything the model could take for control."""
+    fields = clean_fields(row, template.fields)
+    if budget.control is None:
+        return fields
+    return {field: _without(text, budget.control) for field, text in fields.items()}
 
+
+def _without(text: str, pattern: re.Pattern[str]) -> str:
+    while pattern.search(text):  # again, because what is taken out can join its neighbours into another
+        text = " ".join(pattern.sub(" ", text).split())
+    return text
+
+
+def _render_within(template: Template, entries: list[dict[str, str]], budget: Budget) -> Rendered:
+    """Render as many words of `entries`, first entry and first field first, as fit into `budget`."""
+    available = _words(entries)
+    share = budget.limit // min(_LARGEST_SHARE, len(entries)) if entries else budget.limit
+    entries = [{field: _shorten(text, share, budget) for field, text in entry.items()} for entry in entries]
+    entries = _first_words(entries, _WORDS_PER_TOKEN * budget.limit)
+    kept = _words(entries)
     prompt = _render(template, entries)
-    words = count_words(prompt)
-    if words > budget:
-        # How many words the template puts around the data is its own affair: search for the most that fit.
-        prompt = _render(template, _first_words(entries, 0))
-        words = count_words(prompt)
-        if words > budget:
+    length = budget.measure(prompt)
+    if length > budget.limit:
+        frame = _frame_length(template, budget)
+        if frame > budget.limit:
             raise TemplateError(
-                f"{template.path}: the template alone has {words} words, more than "
-                f"profiles.prompt_words = {budget}; shorten it or raise the setting"
+                f"{template.path}: the template alone has a length of {frame}, more than "
+                f"{budget.setting} = {budget.limit}; shorten it or raise the setting"
             )
-        low, high, middle = 0, kept - 1, min(kept - 1, budget - words)
-        while low < high and low < middle:
-            trial = _render(template, _first_words(entries, middle))
-            trial_words = count_words(trial)
-            if trial_words <= budget:
-                low, prompt, words = middle, trial, trial_words
-                high = min(high, middle + budget - words)  # one more word of data is at least one more of prompt
-            else:
-                high = middle - 1
-            middle = (low + high + 1) // 2
-        kept = low
-    return Rendered(prompt, words, available, available - kept)
+        whole = entries
+        kept = _most(
+            kept, lambda words: budget.measure(_render(template, _first_words(whole, words))), budget.limit, frame
+        )
+        prompt = _render(template, _first_words(entries, kept))
+        length = budget.measure(prompt)
+    return Rendered(prompt, length, available, available - kept)
+
+
+@lru_cache(maxsize=8)
+def _frame_length(template: Template, budget: Budget) -> int:
+    """How long a prompt without any data is."""
+    return budget.measure(_render(template, []))
+
+
+def _shorten(text: str, share: int, budget: Budget) -> str:
+    """The start of a text, in whole words, that takes no more than `share` of the budget."""
+    if len(text.encode()) <= share:  # neither words nor tokens are more than bytes
+        return text
+    text = cut_words(text, _WORDS_PER_TOKEN * share)
+    kept = _most(
+        count_words(text),
+        lambda words: budget.measure(cut_words(text, words)),
+        share + budget.overhead,
+        budget.overhead,
+    )
+    return cut_words(text, kept)
+
+
+def _most(count: int, measure: Callable[[int], int], limit: int, frame: int) -> int:
+    """The most words, of `count`, that measure at most `limit`; nearly the most, where `measure` is a costly one.
+
+    Parameters
+    ----------
+    measure
+        Number of words -> the length that they come to.
+    frame
+        The length without any words, at most `limit`.
+    """
+    length = measure(count)
+    if length <= limit:
+        return count
+    low, low_length, high = 0, frame, count - 1
+    per_word = max((length - frame) / count, 0.1)
+    slack = max(per_word, limit // 256)
+    guesses = 0
+    while low < high and limit - low_length >= slack:
+        guesses += 1
+        step = int((limit - low_length) / per_word) if guesses <= _GUESSES else (high - low + 1) // 2
+        middle = min(max(low + step, low + 1), high)
+        length = measure(middle)
+        per_word = max((length - low_length) / (middle - low), 0.1)
+        if length <= limit:
+            low, low_length = middle, length
+            high = min(high, low + _WORDS_PER_TOKEN * (limit - length))
+        else:
+            high = middle - 1
+    return low
+
+
+def _words(entries: list[dict[str, str]]) -> int:
+    return sum(count_words(text) for entry in entries for text in entry.values())
 
 
 def _first_words(entries: list[dict[str, str]], limit: int) -> list[dict[str, str]]:

@@ -8,12 +8,12 @@ from typing import Literal
 
 import polars as pl
 
-from pipeline.profiles.answer import Answer
+from pipeline.profiles.answer import Answer, Failure
 from pipeline.profiles.chat import ChatModel, Progress, answer_prompts
 from pipeline.profiles.extractive import describe_items, describe_users
 from pipeline.profiles.metadata import Histories, item_metadata_text, require_contiguous, user_metadata_text
 from pipeline.profiles.openai import OpenAIChat
-from pipeline.profiles.prompts import Rendered, load_template, render_item, render_user
+from pipeline.profiles.prompts import Budget, Kind, Rendered, Template, load_template, render_item, render_user
 from pipeline.profiles.text import clean_text
 from pipeline.settings import ProfileSettings
 
@@ -22,12 +22,15 @@ _NO_GIVEN_PROFILE = "no given profile"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One row of a profile table."""
+    """One row of a profile table; where an error explains it, what was asked and answered."""
 
     summary: str
     origin: str
     reasoning: str | None = None
     error: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    attempts: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,37 @@ class ProfileResult:
     ----------
     table
         id (`item` or `user`), summary, reasoning, origin, error; one row per id, in id order.
+    failures
+        id, error, prompt, answer (the model's last one, as it came), attempts; one row per error, in id order.
     counts
-        rows, empty, fallbacks, origin_*, and what the backend counted (prompts, requests, words cut, ...).
+        rows, rows_computed, rows_reused (from the cache), empty, fallbacks, origin_*, and what the backend counted
+        (prompts, tokens, seconds, words cut, ...).
     """
 
     table: pl.DataFrame
-    counts: dict[str, int]
+    failures: pl.DataFrame
+    counts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is known of the items, or of the users, of a dataset.
+
+    Attributes
+    ----------
+    describe
+        Every row's extractive profile.
+    render
+        A row's prompt.
+    metadata
+        A row's plain text, at most so many words long.
+    """
+
+    kind: Kind
+    raw_ids: pl.Series
+    describe: Callable[[], list[str]]
+    render: Callable[[Template, int, Budget], Rendered]
+    metadata: Callable[[int, int], str]
 
 
 def write_item_profiles(
@@ -81,25 +109,14 @@ def write_item_profiles(
     require_contiguous(items, "item")
     rows = items.select("title", "description", "categories", "brand", "price").to_dicts()
 
-    def metadata(item: int) -> str:
-        return item_metadata_text(rows[item], settings.prompt_words)
-
-    counts: dict[str, int] = {}
-    if settings.backend == "extractive":
-        profiles = [Profile(summary, "extractive") for summary in describe_items(items)]
-    elif settings.backend == "given":
-        profiles = _given_profiles("item", items["raw_id"], given, metadata)
-    else:
-        template = load_template(settings.item_prompt, "item")
-        profiles, counts = _answered_profiles(
-            OpenAIChat(settings.openai),
-            lambda item: render_item(template, rows[item], settings.prompt_words),
-            metadata,
-            len(rows),
-            cache,
-            progress,
-        )
-    return _result("item", profiles, counts)
+    source = _Source(
+        "item",
+        items["raw_id"],
+        lambda: describe_items(items),
+        lambda template, item, budget: render_item(template, rows[item], budget),
+        lambda item, words: item_metadata_text(rows[item], words),
+    )
+    return _write(source, given, settings, settings.item_prompt, cache, progress)
 
 
 def write_user_profiles(
@@ -137,101 +154,113 @@ def write_user_profiles(
     """
     history = Histories(users, items, item_profiles, histories)
 
-    def metadata(user: int) -> str:
-        return user_metadata_text(history[user], settings.prompt_words)
-
-    counts: dict[str, int] = {}
-    if settings.backend == "extractive":
-        profiles = [Profile(summary, "extractive") for summary in describe_users(history, progress)]
-    elif settings.backend == "given":
-        profiles = _given_profiles("user", users["raw_id"], given, metadata)
-    else:
-        template = load_template(settings.user_prompt, "user")
-        profiles, counts = _answered_profiles(
-            OpenAIChat(settings.openai),
-            lambda user: render_user(template, history[user], settings.prompt_words),
-            metadata,
-            len(history),
-            cache,
-            progress,
-        )
-    return _result("user", profiles, counts)
+    source = _Source(
+        "user",
+        users["raw_id"],
+        lambda: describe_users(history, progress),
+        lambda template, user, budget: render_user(template, history[user], budget),
+        lambda user, words: user_metadata_text(history[user], words),
+    )
+    return _write(source, given, settings, settings.user_prompt, cache, progress)
 
 
-def _given_profiles(
-    kind: Literal["item", "user"], raw_ids: pl.Series, given: pl.DataFrame | None, metadata: Callable[[int], str]
-) -> list[Profile]:
+def _write(
+    source: _Source,
+    given: pl.DataFrame | None,
+    settings: ProfileSettings,
+    prompt: str,
+    cache: Path | None,
+    progress: Progress | None,
+) -> ProfileResult:
+    rows = range(len(source.raw_ids))
+    counts: dict[str, float] = {"rows_computed": len(rows), "rows_reused": 0}
+    match settings.backend:
+        case "extractive":
+            profiles = [Profile(summary, "extractive") for summary in source.describe()]
+        case "metadata":
+            profiles = [Profile(source.metadata(row, settings.prompt_words), "metadata") for row in rows]
+        case "given":
+            profiles = _given_profiles(source, given, settings.prompt_words)
+        case "openai" | "vllm":
+            profiles, counts = _answered_profiles(source, load_template(prompt, source.kind), settings, cache, progress)
+    return _result(source.kind, profiles, counts)
+
+
+def _given_profiles(source: _Source, given: pl.DataFrame | None, words: int) -> list[Profile]:
     """The given profile of each raw id, the first that says something where there are several; else its metadata."""
     by_id: dict[str, str] = {}
     if given is not None:
-        for raw_id, text in given.filter(pl.col("kind") == kind).select("id", "profile").iter_rows():
+        for raw_id, text in given.filter(pl.col("kind") == source.kind).select("id", "profile").iter_rows():
             by_id[raw_id] = by_id.get(raw_id) or clean_text(text)
-    found = [by_id.get(raw_id, "") for raw_id in raw_ids]
+    found = [by_id.get(raw_id, "") for raw_id in source.raw_ids]
     if not any(found) and len(found):
         raise ValueError(
-            f"profiles.backend = given, but no {kind} of this dataset came with a profile; "
-            "name the source's profile files, or choose extractive or openai"
+            f"profiles.backend = given, but no {source.kind} of this dataset came with a profile; "
+            "name the source's profile files, or choose another backend (extractive needs no model)"
         )
     return [
-        Profile(text, "given") if text else Profile(metadata(row), "metadata", error=_NO_GIVEN_PROFILE)
+        Profile(text, "given") if text else Profile(source.metadata(row, words), "metadata", error=_NO_GIVEN_PROFILE)
         for row, text in enumerate(found)
     ]
 
 
 def _answered_profiles(
-    model: ChatModel,
-    render: Callable[[int], Rendered],
-    metadata: Callable[[int], str],
-    count: int,
-    cache: Path | None,
-    progress: Progress | None,
-) -> tuple[list[Profile], dict[str, int]]:
+    source: _Source, template: Template, settings: ProfileSettings, cache: Path | None, progress: Progress | None
+) -> tuple[list[Profile], dict[str, float]]:
     """A profile from the model for each row that has any text."""
+    model, budget = _chat_model(settings)
     cut: dict[int, int] = {}
 
     def prompt(row: int) -> str | None:
-        rendered = render(row)
+        rendered = source.render(template, row, budget)
         cut[row] = rendered.cut_words
         return rendered.text if rendered.data_words else None
 
-    answered = answer_prompts(prompt, count, model, cache, progress)
+    answered = answer_prompts(source.kind, prompt, len(source.raw_ids), model, cache, progress)
     profiles = []
     for row, answer in enumerate(answered.rows):
-        if answer is None:
-            profiles.append(Profile("", model.origin))
-        elif isinstance(answer, Answer):
-            profiles.append(Profile(answer.summary, model.origin, answer.reasoning))
-        else:
-            profiles.append(Profile(metadata(row), "metadata", error=answer.reason))
+        match answer:
+            case None:
+                profiles.append(Profile("", model.origin))
+            case Answer():
+                profiles.append(Profile(answer.summary, model.origin, answer.reasoning))
+            case Failure():
+                text = source.metadata(row, budget.limit)
+                failed = (answer.reason, prompt(row), answer.answer, answer.attempts)
+                profiles.append(Profile(text, "metadata", None, *failed))
     cuts = {"prompts_cut": sum(words > 0 for words in cut.values()), "words_cut": sum(cut.values())}
     return profiles, answered.counts | cuts
 
 
-def _result(column: Literal["item", "user"], profiles: list[Profile], counts: dict[str, int]) -> ProfileResult:
-    table = pl.DataFrame(
-        {
-            column: range(len(profiles)),
-            "summary": [profile.summary for profile in profiles],
-            "reasoning": [profile.reasoning for profile in profiles],
-            "origin": [profile.origin for profile in profiles],
-            "error": [profile.error for profile in profiles],
-        },
-        schema={
-            column: pl.Int32,
-            "summary": pl.String,
-            "reasoning": pl.String,
-            "origin": pl.String,
-            "error": pl.String,
-        },
+def _chat_model(settings: ProfileSettings) -> tuple[ChatModel, Budget]:
+    """The model that the settings name, and how long its prompts may be."""
+    if settings.tokenizer is None:
+        return OpenAIChat(settings), Budget(settings.prompt_words)
+    from pipeline.profiles.tokens import ChatTokenizer
+    from pipeline.profiles.vllm import VLLMChat
+
+    tokenizer = ChatTokenizer(settings)
+    model = VLLMChat(settings, tokenizer) if settings.backend == "vllm" else OpenAIChat(settings)
+    return model, tokenizer.budget
+
+
+def _result(kind: Literal["item", "user"], profiles: list[Profile], counts: dict[str, float]) -> ProfileResult:
+    texts = ("summary", "reasoning", "origin", "error")
+    rows = [(row, *(getattr(profile, name) for name in texts)) for row, profile in enumerate(profiles)]
+    table = pl.DataFrame(rows, schema={kind: pl.Int32} | dict.fromkeys(texts, pl.String), orient="row")
+    failures = pl.DataFrame(
+        [
+            (row, profile.error, profile.prompt, profile.answer, profile.attempts)
+            for row, profile in enumerate(profiles)
+            if profile.error is not None
+        ],
+        schema={kind: pl.Int32, "error": pl.String, "prompt": pl.String, "answer": pl.String, "attempts": pl.Int32},
+        orient="row",
     )
     origins = Counter(f"origin_{profile.origin}" for profile in profiles)
-    return ProfileResult(
-        table,
-        {
-            "rows": len(profiles),
-            "empty": sum(not profile.summary for profile in profiles),
-            "fallbacks": sum(profile.error is not None for profile in profiles),
-            **dict(sorted(origins.items())),
-            **counts,
-        },
-    )
+    shown: dict[str, float] = {
+        "rows": len(profiles),
+        "empty": sum(not profile.summary for profile in profiles),
+        "fallbacks": failures.height,
+    }
+    return ProfileResult(table, failures, shown | dict(sorted(origins.items())) | counts)

@@ -14,8 +14,8 @@ from assets.versions import latest
 
 RAW = {"raw_reviews", "raw_items", "raw_profiles", "raw_images", "quarantine"}
 TABLES = {"users", "items", "item_metadata", "interactions"}
-ITEM_PROFILES = {"item_profiles"}
-USER_PROFILES = {"user_profiles"}
+ITEM_PROFILES = {"item_profiles", "item_profile_failures"}
+USER_PROFILES = {"user_profiles", "user_profile_failures"}
 SUBSPACE = {"user_subspace_graph", "item_subspace_graph", "user_item_subspace_graph"}
 OF_USERS = {
     "user_text_embeddings",

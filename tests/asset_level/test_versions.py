@@ -1,18 +1,22 @@
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from assets import versions
+from assets.definitions import defs
 from assets.settings import dataset
-from assets.versions import SETTINGS, code_of, model_content, package, settings_content
+from assets.versions import SETTINGS, model_content, package, settings_content
+
+GRAPH = defs.resolve_asset_graph()
 
 
 def reached(monkeypatch: pytest.MonkeyPatch, *modules: str) -> set[str]:
     """Modules whose source counts in a code version."""
     seen: set[str] = set()
     monkeypatch.setattr(versions, "_module_version", lambda name: seen.add(name) or name)
-    code_of(*modules)
+    versions._modules(*modules)
     return seen
 
 
@@ -23,7 +27,7 @@ def test_code_version_follows_imports(monkeypatch: pytest.MonkeyPatch):
     assert "model.baselines.lightgcn" not in reached(monkeypatch, "model.scale")
     assert {"pipeline.sources.amazon", "pipeline.sources.demo"} <= set(package("pipeline.sources"))
     with pytest.raises(ValueError, match="not a module"):
-        code_of("pipeline.absent")
+        versions._modules("pipeline.absent")
 
 
 def test_a_setting_changes_the_version_of_its_group_alone():
@@ -56,6 +60,39 @@ def test_prompts_count_where_a_model_reads_them(tmp_path: Path):
     assert version(base, "extractive") == version("Please. " + base, "extractive")
 
 
+def test_profiles_count_what_an_answer_depends_on_and_not_how_it_is_fetched(tmp_path: Path):
+    def version(group: str = "user_profiles", **changes: object) -> dict[str, Any]:
+        named = {f"profiles.{key.replace('__', '.')}": value for key, value in changes.items()}
+        return settings_content(group, dataset("tiny", named))
+
+    for how in (
+        {"openai__base_url": "http://elsewhere/v1", "openai__concurrency": 2, "openai__timeout_seconds": 9},
+        {"model__attempts": 9, "vllm__dtype": "float32", "vllm__gpu_memory_utilization": 0.5, "prompt_tokens": 99},
+    ):
+        assert version(backend="openai", **how) == version(backend="openai")
+    for what in ("model__seed", "model__temperature", "prompt_words"):
+        assert version(backend="openai", **{what: 77}) != version(backend="openai")
+    assert version(backend="vllm", prompt_tokens=99) != version(backend="vllm")
+    assert version(backend="vllm", prompt_words=99) == version(backend="vllm")
+    counted = {"backend": "openai", "model__tokenizer": "some/tokenizer"}
+    assert version(**counted, prompt_tokens=99) != version(**counted)
+    assert version(**counted, prompt_words=99) == version(**counted) != version(backend="openai")
+    assert version(backend="extractive", prompt_words=99, model__seed=1) == version(backend="extractive")
+    assert version(backend="metadata", prompt_words=99) != version(backend="metadata")
+    assert version(backend="openai", history="all") != version(backend="openai")
+    assert version("item_profiles", history="all") == version("item_profiles")
+
+
+def test_the_files_of_a_local_model_count(tmp_path: Path):
+    seen = []
+    for content in ("{}", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        for backend in ("openai", "vllm", "extractive"):
+            changes = {"profiles.backend": backend, "profiles.model.name": str(tmp_path)}
+            seen.append(settings_content("item_profiles", dataset("tiny", changes)))
+    assert len({str(content) for content in seen}) == 5
+
+
 def test_a_changed_raw_file_is_a_changed_version(tmp_path: Path):
     clicks = tmp_path / "clicks.csv"
     changes = {"source": {"kind": "tables", "interactions": {"path": str(clicks)}}}
@@ -79,3 +116,18 @@ def test_a_changed_file_of_a_local_encoder_is_a_changed_version(tmp_path: Path):
     assert version(max_tokens=9) != before
     (tmp_path / "config.json").write_text('{"a": 1}')
     assert version() != before
+
+
+def test_a_stages_code_is_its_function_and_what_that_uses():
+    parts = {key: set(versions.code_parts(GRAPH.get(key).code_version)) for key in GRAPH.materializable_asset_keys}
+    subspace = parts[dg.AssetKey("item_subspace_graph")]
+    assert {"assets.graphs.item_subspace_graph", "pipeline.graphs.omp", "pipeline.graphs.kernels"} <= subspace
+    assert not {"pipeline.graphs.fusion", "assets.stage.stage"} & subspace
+    interactions = parts[dg.AssetKey("items")]
+    assert {"assets.interactions.interaction_tables", "pipeline.interactions"} <= interactions
+    training = parts[dg.AssetKey(["interactions", "trained_model"])]
+    assert {"assets.training._train", "assets.training.rec_data", "assets.training.interaction_matrix"} <= training
+    assert {"model.training", "model.base", "model.metrics"} <= training
+    assert not {"model.scale", "model.registry", "assets.tracking.TrainingRun"} & training
+    recommendations = parts[dg.AssetKey(["interactions", "recommendations"])]
+    assert {"assets.recommendations.TOP", "assets.training.pairs_of", "pipeline.reasons"} <= recommendations

@@ -80,7 +80,9 @@ def test_item_profiles_say_what_the_fields_say() -> None:
     assert "<b>" not in banjo
     assert "Sears steak evenly over an open fire." in pan
     assert nothing == ""
-    assert result.counts == {"rows": 3, "empty": 1, "fallbacks": 0, "origin_extractive": 3}
+    computed = {"rows_computed": 3, "rows_reused": 0}
+    assert result.counts == {"rows": 3, "empty": 1, "fallbacks": 0, "origin_extractive": 3} | computed
+    assert result.failures.height == 0
 
 
 def test_user_profiles_hold_their_own_history_and_words_newest_first() -> None:
@@ -212,7 +214,9 @@ def test_given_profiles_are_matched_by_raw_id_and_others_fall_back() -> None:
     ]
     assert result.table["origin"].to_list() == ["metadata", "given", "metadata"]
     assert result.table["error"].to_list() == ["no given profile", None, "no given profile"]
-    assert result.counts == {"rows": 3, "empty": 1, "fallbacks": 2, "origin_given": 1, "origin_metadata": 2}
+    expected = {"rows": 3, "empty": 1, "fallbacks": 2, "origin_given": 1, "origin_metadata": 2}
+    assert expected.items() <= result.counts.items()
+    assert result.failures.rows() == [(row, "no given profile", None, None, 0) for row in (0, 2)]
 
 
 def test_given_user_profiles_serve_users_without_history_too() -> None:
@@ -230,8 +234,31 @@ def test_given_user_profiles_serve_users_without_history_too() -> None:
 
 @pytest.mark.parametrize("given", [None, given_table(), given_table(("user", "i0", "A user."))])
 def test_the_given_backend_without_given_profiles_is_an_error(given: pl.DataFrame | None) -> None:
-    with pytest.raises(ValueError, match=r"backend = given, but no item .* choose extractive or openai"):
+    with pytest.raises(ValueError, match=r"backend = given, but no item .* choose another backend"):
         write_item_profiles(ITEMS, given, GIVEN)
+
+
+# ------------------------------------------------------------------------------------------------ metadata
+
+
+def test_the_metadata_itself_is_a_profile_and_no_failure() -> None:
+    settings = ProfileSettings(backend="metadata")
+    items = write_item_profiles(ITEMS, None, settings)
+    assert items.table["summary"].to_list() == [
+        "Steel banjo. Gold. Music, Strings. It rings. Loud.",
+        "Cast iron pan. Kitchen. Sears steak evenly over an open fire.",
+        "",
+    ]
+    users = write_user_profiles(users_table(3), ITEMS, items.table, HISTORY, None, settings)
+    assert users.table["summary"][0].startswith("Steel banjo. Bright tone for bluegrass evenings. Cast iron pan.")
+    for result in (items, users):
+        assert result.table["origin"].unique().to_list() == ["metadata"]
+        assert result.table["error"].null_count() == 3
+        assert result.failures.height == result.counts["fallbacks"] == 0
+    long = items_table({"title": "word " * 80})
+    assert write_item_profiles(long, None, settings).table["summary"][0].count("word") == 80
+    cut = write_item_profiles(long, None, ProfileSettings(backend="metadata", prompt_words=50)).table
+    assert cut["summary"][0].count("word") == 50
 
 
 # ------------------------------------------------------------------------------------------------ the rows
@@ -275,7 +302,7 @@ def test_ids_with_a_gap_or_profiles_of_other_items_are_an_error() -> None:
         write_user_profiles(users_table(3), ITEMS, short, HISTORY, None, EXTRACTIVE)
 
 
-@pytest.mark.parametrize("backend", ["extractive", "given", "openai"])
+@pytest.mark.parametrize("backend", ["extractive", "metadata", "given", "openai"])
 def test_nothing_in_nothing_out(backend: str) -> None:
     settings = ProfileSettings(backend=backend)
     profiles = write_item_profiles(items_table(), None, settings)

@@ -16,10 +16,18 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.profiles import ChatModelError, ProfileResult, openai, write_item_profiles, write_user_profiles
+from pipeline import row_cache
+from pipeline.profiles import (
+    ChatModelError,
+    ProfileResult,
+    answer,
+    openai,
+    write_item_profiles,
+    write_user_profiles,
+)
 from pipeline.profiles.answer import ANSWER_SCHEMA, Answer, Failure, parse_answer
-from pipeline.profiles.cache import AnswerCache, cache_key
-from pipeline.settings import OpenAISettings, ProfileSettings
+from pipeline.row_cache import IN_USE
+from pipeline.settings import ChatModelSettings, OpenAISettings, ProfileSettings
 
 GOOD = {"summary": "For cooks.", "reasoning": "The title says so."}
 ITEM_SCHEMA = {
@@ -37,13 +45,21 @@ Reply = tuple[int, dict[str, str], bytes]
 
 def completion(content: object, finish_reason: str = "stop") -> bytes:
     message = {"role": "assistant", "content": content}
-    return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}).encode()
+    choices = [{"index": 0, "message": message, "finish_reason": finish_reason}]
+    return json.dumps({"choices": choices, "usage": {"prompt_tokens": 100, "completion_tokens": 20}}).encode()
 
 
 def good(request: dict) -> Reply:
     """An answer that names the item it was asked about."""
     title = re.search(r"Title: (.*)", request["messages"][0]["content"])
     return 200, {}, completion(json.dumps(GOOD | {"summary": f"About {title[1] if title else 'a user'}."}))
+
+
+def openai_settings(**values: object) -> ProfileSettings:
+    """Settings by name, whether they are the server's or the model's."""
+    server = {name: value for name, value in values.items() if name in OpenAISettings.model_fields}
+    model = {name: value for name, value in values.items() if name not in server}
+    return ProfileSettings(backend="openai", openai=OpenAISettings(**server), model=ChatModelSettings(**model))
 
 
 class Server:
@@ -90,8 +106,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
     def settings(self, **changes: object) -> ProfileSettings:
-        values = {"base_url": self.url, "model": "tiny", "timeout_seconds": 5, "api_key_variable": "TEST_API_KEY"}
-        return ProfileSettings(backend="openai", openai=OpenAISettings(**values | changes))  # type: ignore[arg-type]
+        values = {"base_url": self.url, "timeout_seconds": 5, "api_key_variable": "TEST_API_KEY", "name": "tiny"}
+        return openai_settings(**values | changes)
 
 
 @pytest.fixture
@@ -126,7 +142,7 @@ def test_profiles_come_back_in_id_order_with_a_concurrent_server(server: Server)
 
     server.reply = slow_start
     titles = [f"t{number}" for number in range(30)]
-    done: list[tuple[int, int]] = []
+    done: list[tuple[int, int, str]] = []
     result = write_item_profiles(
         items_table(*titles), None, server.settings(concurrency=4), progress=lambda *step: done.append(step)
     )
@@ -134,8 +150,12 @@ def test_profiles_come_back_in_id_order_with_a_concurrent_server(server: Server)
     assert result.table["reasoning"].unique().to_list() == [GOOD["reasoning"]]
     assert result.table["origin"].unique().to_list() == ["openai"]
     assert 1 < server.most_in_flight <= 4
-    assert done == [(number, 30) for number in range(1, 31)]
-    assert result.counts["requests"] == 30
+    assert [step[:2] for step in done] == [(number, 30) for number in range(1, 31)]
+    assert re.fullmatch(r"[\d.,]+ prompts/s, [\d.,]+ tokens/s, about \d+ s left", done[20][2])
+    assert {"prompt_tokens": 3000, "completion_tokens": 600}.items() <= result.counts.items()
+    assert result.counts["prompts_per_second"] == pytest.approx(30 / result.counts["seconds_asking"], rel=0.2)
+    assert result.counts["tokens_per_second"] == pytest.approx(120 * result.counts["prompts_per_second"], rel=0.01)
+    assert result.counts["asked"] == 30
 
 
 def test_a_request_names_model_sampling_and_schema(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +230,8 @@ def test_a_bad_answer_is_asked_for_again(server: Server, broken: Reply) -> None:
     server.reply = lambda request, attempt: broken if attempt == 0 else good(request)
     result = write(server.settings(), ["Pan", "Pot"])
     assert result.table["summary"].to_list() == ["About Pan.", "About Pot."]
-    assert result.counts["requests"] == 4
-    assert result.counts["repeated_requests"] == 2
+    assert len(server.requests) == 4
+    assert {"asked": 2, "repeated": 2, "failed": 0}.items() <= result.counts.items()
     assert result.counts["fallbacks"] == 0
 
 
@@ -223,7 +243,12 @@ def test_a_row_that_keeps_failing_falls_back_to_its_metadata(server: Server, bro
     assert result.table["origin"].to_list() == ["openai", "metadata"]
     assert result.table["error"][0] is None
     assert result.table["error"][1].endswith("(after 2 attempts)")
-    assert {"fallbacks": 1, "origin_metadata": 1, "requests": 3}.items() <= result.counts.items()
+    assert {"fallbacks": 1, "origin_metadata": 1, "repeated": 1, "failed": 1}.items() <= result.counts.items()
+    ((item, error, prompt, answer, attempts),) = result.failures.iter_rows()
+    assert (item, error, attempts) == (1, result.table["error"][1], 2)
+    assert "Title: Pot" in prompt
+    if broken[0] == 200 and b"message" in broken[2] and broken[1] == {}:
+        assert answer == json.loads(broken[2])["choices"][0]["message"]["content"]
 
 
 def test_a_new_try_after_invalid_json_can_come_out_differently(server: Server) -> None:
@@ -260,7 +285,8 @@ def test_a_refused_prompt_is_not_repeated(server: Server) -> None:
     server.reply = lambda request, attempt: (400, {}, b"too long") if "Pot" in str(request) else good(request)
     result = write(server.settings(), ["Pan", "Pot"])
     assert result.table["error"].to_list() == [None, "HTTP 400: too long"]
-    assert result.counts["requests"] == 2
+    assert result.failures["attempts"].to_list() == [1]
+    assert len(server.requests) == 2
 
 
 # --------------------------------------------------------------------------------- a server of no use at all
@@ -268,7 +294,7 @@ def test_a_refused_prompt_is_not_repeated(server: Server) -> None:
 
 def test_no_server_is_one_error_that_says_what_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "FIRST_WAIT_SECONDS", 0.01)
-    settings = ProfileSettings(backend="openai", openai=OpenAISettings(base_url="http://127.0.0.1:9/v1", model="tiny"))
+    settings = openai_settings(base_url="http://127.0.0.1:9/v1", name="tiny")
     with pytest.raises(ChatModelError, match=r"http://127.0.0.1:9/v1: no server there .*`vllm serve tiny`"):
         write(settings, [f"t{number}" for number in range(1000)])
 
@@ -303,11 +329,11 @@ def test_a_server_that_never_gives_a_usable_answer_is_given_up_on(server: Server
     server.reply = lambda request, attempt: (200, {}, completion("I cannot do that."))
     with pytest.raises(ChatModelError, match=r"none of the first 20 prompts.*no JSON object in the answer"):
         write(server.settings(attempts=1, concurrency=2), [f"t{number}" for number in range(1000)])
-    assert len(server.requests) < 30
+    assert len(server.requests) < 200  # the rest of the thousand is called off
 
 
 def test_an_address_without_a_scheme_is_an_error() -> None:
-    settings = ProfileSettings(backend="openai", openai=OpenAISettings(base_url="localhost:8000/v1"))
+    settings = openai_settings(base_url="localhost:8000/v1")
     with pytest.raises(ChatModelError, match=r"base_url = 'localhost:8000/v1': expected http"):
         write(settings, ["Pan"])
 
@@ -322,16 +348,17 @@ def test_a_second_run_makes_no_request_and_gives_the_same(server: Server, tmp_pa
     second = write(server.settings(concurrency=3), [*titles, None], tmp_path)
     assert len(server.requests) == 100
     assert second.table.equals(first.table)
-    assert {"from_cache": 100, "requests": 0}.items() <= second.counts.items()
+    assert {"from_cache": 100, "asked": 0, "rows_computed": 0, "rows_reused": 100}.items() <= second.counts.items()
+    assert {"prompts": 100, "seconds_asking": 0, "rows": 101}.items() <= second.counts.items()
 
 
 def test_one_changed_item_is_one_request_and_another_model_is_all(server: Server, tmp_path: Path) -> None:
     write(server.settings(), ["Pan", "Pot", "Cup"], tmp_path)
     changed = write(server.settings(), ["Pan", "Pottery", "Cup"], tmp_path)
-    assert changed.counts["requests"] == 1
+    assert changed.counts["asked"] == 1
     assert changed.table["summary"].to_list() == ["About Pan.", "About Pottery.", "About Cup."]
-    for change in ({"model": "other"}, {"temperature": 1.0}, {"seed": 1}, {"max_tokens": 50}):
-        assert write(server.settings(**change), ["Pan", "Pot", "Cup"], tmp_path).counts["requests"] == 3
+    for change in ({"name": "other"}, {"revision": "abc"}, {"temperature": 1.0}, {"seed": 1}, {"max_tokens": 50}):
+        assert write(server.settings(**change), ["Pan", "Pot", "Cup"], tmp_path).counts["asked"] == 3
 
 
 def test_a_failed_row_is_tried_again_by_the_next_run(server: Server, tmp_path: Path) -> None:
@@ -339,7 +366,7 @@ def test_a_failed_row_is_tried_again_by_the_next_run(server: Server, tmp_path: P
     assert write(server.settings(attempts=1), ["Pan", "Pot"], tmp_path).counts["fallbacks"] == 1
     server.reply = lambda request, attempt: good(request)
     again = write(server.settings(), ["Pan", "Pot"], tmp_path)
-    assert {"from_cache": 1, "requests": 1, "fallbacks": 0}.items() <= again.counts.items()
+    assert {"from_cache": 1, "asked": 1, "fallbacks": 0}.items() <= again.counts.items()
 
 
 def test_answers_before_a_fatal_error_are_kept(server: Server, tmp_path: Path) -> None:
@@ -354,7 +381,7 @@ def test_answers_before_a_fatal_error_are_kept(server: Server, tmp_path: Path) -
 
 
 def test_an_interrupted_run_stops_its_requests_and_keeps_its_answers(server: Server, tmp_path: Path) -> None:
-    def interrupted(done: int, total: int) -> None:
+    def interrupted(done: int, total: int, detail: str = "") -> None:
         if done == 5:
             raise KeyboardInterrupt
 
@@ -377,13 +404,14 @@ KILLED = """
 import sys, polars as pl
 from pathlib import Path
 from pipeline.profiles import write_item_profiles
-from pipeline.settings import OpenAISettings, ProfileSettings
+from pipeline.settings import ChatModelSettings, OpenAISettings, ProfileSettings
 url, folder, start, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 items = pl.DataFrame({"item": range(count), "raw_id": [str(n) for n in range(count)],
     "title": [f"t{start + n}" for n in range(count)], "description": [None] * count, "categories": [None] * count,
     "brand": [None] * count, "price": [None] * count}, schema_overrides={"item": pl.Int32})
-settings = ProfileSettings(backend="openai", openai=OpenAISettings(base_url=url, model="tiny", concurrency=8))
-print(write_item_profiles(items, None, settings, folder).counts["requests"])
+settings = ProfileSettings(
+    backend="openai", openai=OpenAISettings(base_url=url, concurrency=8), model=ChatModelSettings(name="tiny"))
+print(write_item_profiles(items, None, settings, folder).counts["asked"])
 """
 
 
@@ -425,41 +453,54 @@ def test_two_processes_share_one_cache(server: Server, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_stored_answer_does_not_depend_on_file_names(tmp_path: Path) -> None:
-    answers = [Answer(summary=summary, reasoning=None) for summary in ("b", "a", "c")]
-    for answer in answers:
-        store = AnswerCache(tmp_path)
-        store.add("key", answer)
-        store.flush()
-    assert AnswerCache(tmp_path).lookup(["key", "other"]) == {"key": answers[1]}
+def test_the_cache_holds_answers_as_they_came_and_reads_them_anew(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = '{"summary": "<b>For cooks</b>.", "reasoning": "r"}'
+    server.reply = lambda request, attempt: (200, {}, completion(raw))
+    write(server.settings(), ["Pan"], tmp_path)
+    assert pl.concat(map(pl.read_parquet, tmp_path.glob("*.parquet")))["answer"].to_list() == [raw]
+    monkeypatch.setattr(answer, "clean_text", lambda text: text.replace("cooks", "chefs"))
+    again = write(server.settings(), ["Pan"], tmp_path)
+    assert again.table["summary"].to_list() == ["<b>For chefs</b>."]
+    assert again.counts["asked"] == 0
+    monkeypatch.setattr(answer, "clean_text", lambda text: text.replace("<b>For cooks</b>.", ""))
+    server.reply = lambda request, attempt: (200, {}, completion('{"summary": "Better.", "reasoning": "r"}'))
+    stricter = write(server.settings(), ["Pan"], tmp_path)
+    assert stricter.table["summary"].to_list() == ["Better."]
+    assert stricter.counts["asked"] == 1
 
 
-def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ValueError, match=r"broken.parquet: not a readable shard.*delete it"):
-        AnswerCache(tmp_path).lookup(["key"])
+def test_answers_in_use_are_marked_by_kind(server: Server, tmp_path: Path) -> None:
+    for titles in (["Pan", "Pot"], ["Pot", "Cup", "Pot", None]):
+        write(server.settings(), titles, tmp_path)
+    assert [path.stem for path in (tmp_path / IN_USE).iterdir()] == ["item"]
+    assert row_cache.size(tmp_path).rows == 3
+    assert row_cache.size(tmp_path).in_use == 2
 
 
-def test_leftovers_of_a_killed_write_are_removed_once_they_are_old(tmp_path: Path) -> None:
-    old, new = tmp_path / ".old.tmp", tmp_path / ".new.tmp"
-    old.touch()
-    new.touch()
-    os.utime(old, (time.time() - 7200,) * 2)
-    AnswerCache(tmp_path)
-    assert not old.exists()
-    assert new.exists()
+def test_a_changed_file_of_a_local_model_asks_anew(server: Server, tmp_path: Path) -> None:
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    settings = server.settings(name=str(model))
+    assert [write(settings, ["Pan"], cache).counts["asked"] for _ in range(2)] == [1, 0]
+    stamp = (model / "config.json").stat()
+    (model / "config.json").write_text("[]")
+    os.utime(model / "config.json", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert write(settings, ["Pan"], cache).counts["asked"] == 1
+    (model / "weights").touch()
+    assert write(settings, ["Pan"], cache).counts["asked"] == 1
 
 
-def test_a_slow_chunk_is_written_after_some_time(tmp_path: Path) -> None:
-    store = AnswerCache(tmp_path, chunk=1000, seconds=0)
-    store.add("key", Answer(summary="s"))
-    assert AnswerCache(tmp_path).lookup(["key"])["key"].summary == "s"
-
-
-def test_a_key_tells_prompts_and_settings_apart() -> None:
-    keys = {cache_key(prompt, {"model": model}) for prompt in ("a", "b\ud83d\ude00") for model in ("m", "n")}
-    assert len(keys) == 4
-    assert cache_key("a", {"x": 1, "y": 2}) == cache_key("a", {"y": 2, "x": 1})
+def test_a_row_shows_its_progress_from_the_cache_too(server: Server, tmp_path: Path) -> None:
+    write(server.settings(), ["Pan", "Pot"], tmp_path)
+    seen: list[tuple[int, int, str]] = []
+    items = items_table("Pan", "Pot", "Cup", None)
+    write_item_profiles(items, None, server.settings(), tmp_path, lambda *step: seen.append(step))
+    assert seen[:2] == [(1, 4, "1 cached"), (2, 4, "2 cached")]
+    assert seen[-1][:2] == (4, 4)
+    assert seen[-1][2].startswith("2 cached, ")
 
 
 # ------------------------------------------------------------------------------------------- reading answers

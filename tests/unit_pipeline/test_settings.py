@@ -68,3 +68,20 @@ def test_a_users_folder_adds_and_hides_datasets(tmp_path: Path):
     assert list(files) == sorted(files)
     with pytest.raises(SettingsError, match="not a folder"):
         dataset_files(str(tmp_path / "absent"))
+
+
+def test_a_hub_model_is_pinned(tmp_path: Path):
+    def model(text: str):
+        return load_settings(write(tmp_path, MINIMAL + f"profiles: {text}\n"), DatasetSettings).profiles.model
+
+    commit = "0cb88a4f764b7a12671c53f0838cd831a0843b95"
+    assert model("{backend: vllm}").revision == model("{backend: vllm, model: {seed: 1}}").revision == commit
+    assert model("{backend: openai, model: {name: other/model}}").revision is None
+    assert model("{backend: vllm, model: {name: other/model, revision: main}}").revision == "main"
+    assert model(f"{{backend: vllm, model: {{name: {tmp_path}}}}}").revision is None
+    assert model(f"{{backend: vllm, model: {{name: {tmp_path}}}}}").folder == tmp_path
+    for mistake in ("name: other/model", "revision: null"):
+        with pytest.raises(SettingsError, match=r"profiles\.model: .*: pin a commit of it, or write `revision: main`"):
+            model(f"{{backend: vllm, model: {{{mistake}}}}}")
+    with pytest.raises(SettingsError, match=r"profiles\.openai\.model: unknown setting"):
+        model("{backend: openai, openai: {model: other/model}}")
