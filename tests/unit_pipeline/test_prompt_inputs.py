@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.profiles.prompts import NOT_GIVEN, Kind, load_template, render_item, render_user
+from pipeline.profiles.prompts import NOT_GIVEN, Budget, Kind, load_template, render_item, render_user
 from pipeline.profiles.text import clean_text, count_words
 from pipeline.settings import ProfileSettings
 
@@ -40,11 +40,11 @@ EVERY_TOKEN = sorted({token for tokens in TOKENS.values() for token in tokens.sp
 def render(kind: Kind, rows: list[dict[str, Any]], budget: int = BUDGET) -> tuple[str, str, int]:
     """A prompt, the part of it that holds data, and how many words of the data were cut."""
     rendered = (
-        render_item(TEMPLATES["item"], rows[0], budget)
+        render_item(TEMPLATES["item"], rows[0], Budget(budget))
         if kind == "item"
-        else render_user(TEMPLATES["user"], rows, budget)
+        else render_user(TEMPLATES["user"], rows, Budget(budget))
     )
-    assert count_words(rendered.text) == rendered.words <= budget
+    assert count_words(rendered.text) == rendered.length <= budget
     tag = TAGS[kind]
     instruction, data = rendered.text.split(HEADINGS[kind])
     # The instruction names both delimiters once; after it, each stands once, alone on its line.
