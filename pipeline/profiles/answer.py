@@ -8,13 +8,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pipeline.profiles.text import clean_text
 
 # Guided decoding holds the model to these. `pattern`, because `maxLength` alone lets raw control characters through,
-# and a JSON string with one of those does not parse. Both strings together stay under 512 tokens of English.
-_STRING = r'^[^"\\\u0000-\u001f\u007f]{1,%d}$'
+# and a JSON string with one of those does not parse. In hundreds, because xgrammar 0.2.8 (vLLM 0.32) cannot compile a
+# repetition of more than 128. Both strings together stay under 512 tokens of English.
+_CHARACTER = r'[^"\\\u0000-\u001f\u007f]'
+_STRING = f"^({_CHARACTER}{{{{100}}}}){{{{0,{{}}}}}}{_CHARACTER}{{{{1,100}}}}$"
 ANSWER_SCHEMA = {
     "type": "object",
     "properties": {
-        "summary": {"type": "string", "pattern": _STRING % 900},
-        "reasoning": {"type": "string", "pattern": _STRING % 500},
+        "summary": {"type": "string", "pattern": _STRING.format(8)},
+        "reasoning": {"type": "string", "pattern": _STRING.format(4)},
     },
     "required": ["summary", "reasoning"],
     "additionalProperties": False,

@@ -99,14 +99,15 @@ class VLLMChat:
         completion = output.outputs[0]
         self.counts["prompt_tokens"] += len(output.prompt_token_ids or ())
         self.counts["completion_tokens"] += len(completion.token_ids)
+        if completion.finish_reason not in ("stop", "length"):
+            return Failure(f"the engine gave up ({completion.finish_reason}); its log says why", completion.text)
         return usable(completion.text, completion.finish_reason == "length", self.settings)
 
     def _parameters(self, attempt: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        # Whitespace between JSON tokens would be the model's choice, and a small model can go on with it for ever.
-        schema = StructuredOutputsParams(json=ANSWER_SCHEMA, disable_any_whitespace=True)
+        schema = StructuredOutputsParams(json=ANSWER_SCHEMA)
         return SamplingParams(**sampling(self.settings, attempt), structured_outputs=schema)
 
     def _start(self) -> "LLM":
@@ -115,6 +116,7 @@ class VLLMChat:
             os.environ.setdefault(name, value)
         try:
             from vllm import LLM
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise ChatModelError(
                 f"profiles.backend = vllm, but vLLM cannot be imported ({error}). Install it with "
@@ -135,6 +137,10 @@ class VLLMChat:
                 dtype=self.engine.dtype,
                 enforce_eager=self.engine.enforce_eager,
                 enable_prefix_caching=True,
+                # vLLM 0.32 on a CPU cannot draw with a seed while it reads a prompt in parts.
+                enable_chunked_prefill=False if current_platform.is_cpu() else None,
+                # White space between JSON tokens would be the model's choice, and small ones go on with it for ever.
+                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                 seed=self.settings.seed,
             )
         except Exception as error:  # vLLM and what it stands on raise of every kind

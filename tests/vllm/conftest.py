@@ -1,0 +1,17 @@
+"""The engine inside the test's own process, on a CPU, quick to start; a tiny model for it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_llama import save_tiny_llama
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny chat model."""
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
