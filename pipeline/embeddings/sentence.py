@@ -17,7 +17,7 @@ from pipeline.settings import EmbeddingSettings
 # A short batch is filled up by repetition, so on a CPU a large one would make a single changed text dear.
 _CPU_BATCH = 8
 _GPU_BATCH = 128
-_WIDTH_STEP = 16
+_WIDTH_STEP = 8
 _BATCHES_PER_BLOCK = 16
 _TEXTS_PER_COUNT = 1024
 _LIBRARIES = ("sentence-transformers", "transformers", "tokenizers", "torch")
