@@ -7,7 +7,6 @@ partition: so each group of settings is an external asset, observed with a data 
 import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +18,7 @@ from assets.partitions import DATASETS
 from assets.settings import Dataset
 from model.registry import MODELS
 from pipeline import fingerprint
-from pipeline.embeddings.sentence import model_files
-from pipeline.settings import EmbeddingSettings, ProfileSettings
+from pipeline.settings import EmbeddingSettings, ProfileSettings, local_folder
 
 DATA_VERSION = "dagster/data_version"
 CODE_VERSION = "dagster/code_version"
@@ -161,19 +159,9 @@ def _source_files(settings: Dataset) -> dict[str, Any]:
     for value in source.values():
         if isinstance(value, dict) and value.get("path"):
             path = Path(value["path"])
-            files |= file_states(path)
+            files |= fingerprint.file_states(path)
             value["path"] = path.name  # where the folder lies makes no difference
     return {"source": source, "raw": settings.raw.model_dump(mode="json"), "files": files}
-
-
-def file_states(path: Path) -> dict[str, str]:
-    """Size and time of a file, or of every file below a folder, by name; empty where there is none."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return {
-        str(file.relative_to(path.parent)): f"{stat.st_size:,} bytes of {datetime.fromtimestamp(stat.st_mtime)}"
-        for file in files
-        if file.exists() and (stat := file.stat())
-    }
 
 
 def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "user"]) -> dict[str, Any]:
@@ -184,14 +172,12 @@ def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "use
     counted.add("prompt_words" if settings.tokenizer is None else "prompt_tokens")
     if settings.backend in ("given", "metadata"):
         return {"profiles": settings.model_dump(include=counted)}
-    from pipeline.profiles import load_template, model_files
+    from pipeline.profiles import load_template
 
     kept = settings.model_dump(include=counted | {"model"})
     del kept["model"]["attempts"]
-    for name in {settings.model.name, settings.tokenizer or settings.model.name}:
-        if files := model_files(name):
-            kept["model"].setdefault("files", {})[name] = files
-    return {"profiles": kept, "prompt": load_template(prompt, kind).text}
+    files = _model_files(settings.model.name) | _model_files(settings.tokenizer)
+    return {"profiles": kept, "files": files, "prompt": load_template(prompt, kind).text}
 
 
 def _embeddings(settings: EmbeddingSettings) -> dict[str, Any]:
@@ -199,7 +185,13 @@ def _embeddings(settings: EmbeddingSettings) -> dict[str, Any]:
     if settings.encoder == "lsa":
         return {"embeddings": settings.model_dump(include={"encoder", "dimensions"})}
     kept = settings.model_dump(exclude={"dimensions", "batch_size", "device"})
-    return {"embeddings": kept | {"model_files": model_files(settings.model)}}
+    return {"embeddings": kept, "files": _model_files(settings.model)}
+
+
+def _model_files(name: str | None) -> dict[str, str]:
+    """State of a local model's files; a hub model is known by its name and revision."""
+    folder = local_folder(name) if name else None
+    return fingerprint.file_states(folder) if folder else {}
 
 
 def _group(name: str) -> Callable[[Dataset], dict[str, Any]]:

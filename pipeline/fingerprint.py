@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from scipy.sparse import csr_array
 
 LENGTH = 16  # bytes of a digest: a collision among 10^9 contents has odds below 10^-20
 BATCH_ROWS = 65_536
-SMALL_BYTES = 1 << 20
 
 
 def _hasher(*parts: object) -> hashlib.blake2b:
@@ -123,15 +123,18 @@ def settings_version(*settings: BaseModel | Mapping[str, Any] | Sequence[Any]) -
     return _hasher("settings", json.dumps(plain, sort_keys=True, default=str)).hexdigest()
 
 
-def folder_version(folder: Path) -> str:
-    """Hash of a folder's files: name, size and time of each, and the content of small JSON files."""
-    hasher = _hasher("folder")
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        stat = path.stat()
-        small = path.suffix == ".json" and stat.st_size <= SMALL_BYTES
-        hasher.update(json.dumps([path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns]).encode())
-        hasher.update(path.read_bytes() if small else b"")
-    return hasher.hexdigest()
+def file_states(path: Path) -> dict[str, str]:
+    """Size and time (UTC) of a file by its name, or of every file below a folder; empty where there is none.
+
+    It stands for the content of files that are too large to be hashed at every look.
+    """
+    files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*"))} if path.is_dir() else {}
+    found = {}
+    for name, file in (files or {path.name: path}).items():
+        if file.is_file():
+            stat = file.stat()
+            found[name] = f"{stat.st_size:,} bytes of {datetime.fromtimestamp(stat.st_mtime, UTC)}"
+    return found
 
 
 def code_version(*sources: str) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.embeddings.vectors import EmbeddingError, Vectors
-from pipeline.fingerprint import code_version
-from pipeline.settings import EmbeddingSettings
+from pipeline.fingerprint import code_version, file_states
+from pipeline.settings import EmbeddingSettings, local_folder
 
 # A short batch is filled up by repetition, so on a CPU a large one would make a single changed text dear.
 _CPU_BATCH = 8
@@ -23,17 +23,6 @@ _TEXTS_PER_COUNT = 1024
 _LIBRARIES = ("sentence-transformers", "transformers", "tokenizers", "torch")
 
 Rows = npt.NDArray[np.int64]
-
-
-def model_files(model: str) -> list[tuple[str, int, int]]:
-    """Relative path, bytes and time (ns) of every file of a local model folder; nothing for a model of the hub."""
-    folder = Path(model)
-    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
-    return [
-        (file.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns)
-        for file in files
-        for stat in [file.stat()]
-    ]
 
 
 class SentenceEncoder:
@@ -59,7 +48,7 @@ class SentenceEncoder:
             If the device is none of this machine's, or a hub model that is not on this machine cannot be loaded.
         """
         settings = self.settings
-        files = model_files(settings.model)
+        files = file_states(folder) if (folder := local_folder(settings.model)) else {}
         if not files and self._commit() is None:
             self.model.eval()  # loading downloads it
         return [

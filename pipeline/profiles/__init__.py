@@ -1,6 +1,6 @@
 """Item and user profiles (eqs. 1, 2): prompts, chat models, and ways that need no model."""
 
-from pipeline.profiles.chat import ChatModelError, model_files
+from pipeline.profiles.chat import ChatModelError
 from pipeline.profiles.prompts import TemplateError, load_template
 from pipeline.profiles.write import ProfileResult, write_item_profiles, write_user_profiles
 
@@ -9,7 +9,6 @@ __all__ = [
     "ProfileResult",
     "TemplateError",
     "load_template",
-    "model_files",
     "write_item_profiles",
     "write_user_profiles",
 ]

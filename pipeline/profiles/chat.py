@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol
 
 import polars as pl
 
-from pipeline.fingerprint import folder_version
+from pipeline.fingerprint import file_states
 from pipeline.profiles.answer import ANSWER_SCHEMA, Answer, Failure, parse_answer
 from pipeline.row_cache import RowCache, row_key
-from pipeline.settings import ChatModelSettings, local_folder
+from pipeline.settings import ChatModelSettings
 
 # A repeat of the same request at temperature 0 is the same answer, whatever its seed.
 REPEAT_TEMPERATURE = 0.5
@@ -68,18 +68,12 @@ def identity(settings: ChatModelSettings) -> dict[str, Any]:
     return {
         "model": settings.name,
         "revision": settings.revision,
-        "files": model_files(settings.name),
+        "files": file_states(settings.folder) if settings.folder else {},
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
         "seed": settings.seed,
         "schema": ANSWER_SCHEMA,
     }
-
-
-def model_files(name: str) -> str | None:
-    """Version of the files of a local model; None for a hub name, and for a folder on another machine."""
-    folder = local_folder(name)
-    return folder_version(folder) if folder is not None and folder.is_dir() else None
 
 
 def sampling(settings: ChatModelSettings, attempt: int) -> dict[str, Any]:
