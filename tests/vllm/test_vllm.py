@@ -110,9 +110,8 @@ def test_hostile_texts_become_profiles_and_the_cache_answers_the_second_time(
         assert result.table["origin"].unique().to_list() == ["vllm"]
         assert result.table["summary"].str.len_chars().min() > 0
         assert result.table["summary"].n_unique() > 6
-        assert {"rows_computed": 18, "rows_reused": 0, "asked": 18, "prompts_cut": 6}.items() <= (
-            result.counts | {"prompts_cut": min(result.counts["prompts_cut"], 6)}
-        ).items()
+        assert {"rows_computed": 18, "rows_reused": 0, "asked": 18}.items() <= result.counts.items()
+        assert result.counts["prompts_cut"] >= 6
         assert result.counts["completion_tokens"] > 18 * 10
         assert result.counts["tokens_per_second"] > 0
     assert sum(result.counts["prompt_tokens"] for result in first) == sum(map(len, read))
@@ -157,6 +156,7 @@ def server(llama: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(llama), "--enforce-eager"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(BUDGET + 96)]
+    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     running = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
@@ -179,17 +179,15 @@ def _wait_for(url: str, running: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_server_of_the_same_model_is_given_the_same_prompts(llama: Path, tmp_path: Path, server: str) -> None:
-    # Users' prompts show the items' profiles, so the items' answers have to be the same for theirs to be.
     inside = write_item_profiles(items_table(18), None, settings(llama), tmp_path)
     outside = settings(llama, "openai", server)
     cached = write_item_profiles(items_table(18), None, outside, tmp_path)
     assert cached.counts["asked"] == 0
     asked = write_item_profiles(items_table(18), None, outside)
-    assert {"asked": 18, "failed": 0}.items() <= asked.counts.items()
-    assert asked.counts["completion_tokens"] > 18 * 10
-    repeated = asked.counts["repeated"]
-    if not repeated:
-        assert asked.counts["prompt_tokens"] == inside.counts["prompt_tokens"]
+    assert {"asked": 18, "failed": 0, "repeated": inside.counts["repeated"]}.items() <= asked.counts.items()
+    for tokens in ("prompt_tokens", "completion_tokens"):
+        assert asked.counts[tokens] == inside.counts[tokens] > 18 * 10
+    assert asked.table.drop("origin").equals(inside.table.drop("origin"))
     assert asked.table["origin"].unique().to_list() == ["openai"]
 
 
@@ -229,7 +227,6 @@ def test_gift_cards_become_a_trained_model(shared: Path, llama: Path, pipeline) 
         "profiles__model": {"name": str(llama), "max_tokens": 96},
         "profiles__vllm": {"enforce_eager": True},
         "profiles__prompt_tokens": BUDGET,
-        "interactions__core": 10,
         "training__epochs": 3,
     }
     pipeline.run("gift-cards", ["scale"], **changes)
