@@ -189,8 +189,9 @@ def _without(text: str, pattern: re.Pattern[str]) -> str:
 def _render_within(template: Template, entries: list[dict[str, str]], budget: Budget) -> Rendered:
     """Render as many words of `entries`, first entry and first field first, as fit into `budget`."""
     available = _words(entries)
-    share = budget.limit // min(_LARGEST_SHARE, len(entries)) if entries else budget.limit
-    entries = [{field: _shorten(text, share, budget) for field, text in entry.items()} for entry in entries]
+    if len(entries) > 1:
+        share = budget.limit // min(_LARGEST_SHARE, len(entries))
+        entries = [{field: _shorten(text, share, budget) for field, text in entry.items()} for entry in entries]
     entries = _first_words(entries, _WORDS_PER_TOKEN * budget.limit)
     kept = _words(entries)
     prompt = _render(template, entries)
@@ -204,7 +205,10 @@ def _render_within(template: Template, entries: list[dict[str, str]], budget: Bu
             )
         whole = entries
         kept = _most(
-            kept, lambda words: budget.measure(_render(template, _first_words(whole, words))), budget.limit, frame
+            lambda words: budget.measure(_render(template, _first_words(whole, words))),
+            budget.limit,
+            (0, frame),
+            (kept, length),
         )
         prompt = _render(template, _first_words(entries, kept))
         length = budget.measure(prompt)
@@ -222,33 +226,31 @@ def _shorten(text: str, share: int, budget: Budget) -> str:
     if len(text.encode()) <= share:  # neither words nor tokens are more than bytes
         return text
     text = cut_words(text, _WORDS_PER_TOKEN * share)
+    limit, length = share + budget.overhead, budget.measure(text)
+    if length <= limit:
+        return text
     kept = _most(
-        count_words(text),
-        lambda words: budget.measure(cut_words(text, words)),
-        share + budget.overhead,
-        budget.overhead,
+        lambda words: budget.measure(cut_words(text, words)), limit, (0, budget.overhead), (count_words(text), length)
     )
     return cut_words(text, kept)
 
 
-def _most(count: int, measure: Callable[[int], int], limit: int, frame: int) -> int:
-    """The most words, of `count`, that measure at most `limit`; nearly the most, where `measure` is a costly one.
+def _most(measure: Callable[[int], int], limit: int, fits: tuple[int, int], too_long: tuple[int, int]) -> int:
+    """The most words that measure at most `limit`, or a few less where each of them measures differently.
 
     Parameters
     ----------
     measure
-        Number of words -> the length that they come to.
-    frame
-        The length without any words, at most `limit`.
+        Number of words -> the length that they come to; a costly call.
+    fits, too_long
+        Numbers of words, with their lengths, between which to look.
     """
-    length = measure(count)
-    if length <= limit:
-        return count
-    low, low_length, high = 0, frame, count - 1
-    per_word = max((length - frame) / count, 0.1)
-    slack = max(per_word, limit // 256)
+    (low, low_length), (count, length) = fits, too_long
+    high = count - 1
+    per_word = max((length - low_length) / max(count - low, 1), 0.1)
+    slack = limit // 256
     guesses = 0
-    while low < high and limit - low_length >= slack:
+    while low < high and limit - low_length >= per_word and limit - low_length > slack:
         guesses += 1
         step = int((limit - low_length) / per_word) if guesses <= _GUESSES else (high - low + 1) // 2
         middle = min(max(low + step, low + 1), high)

@@ -172,3 +172,9 @@ def test_without_vllm_the_backend_says_what_to_install(folder: Path, monkeypatch
         write_item_profiles(items_table(), None, settings(folder))
     result = write_item_profiles(items_table(None), None, settings(folder))  # nothing to ask: nothing to start
     assert result.table["summary"].to_list() == [""]
+
+
+def test_a_history_without_words_can_be_cut_too(tokenizer: ChatTokenizer) -> None:
+    frame = tokenizer.count(render_user(USER_PROMPT, [], Budget(5000)).text)
+    rendered = render_user(USER_PROMPT, [NOTHING] * 40, limited(tokenizer, frame + 9))
+    assert (rendered.length, rendered.data_words, rendered.cut_words) == (frame, 0, 0)
