@@ -1,6 +1,7 @@
 """What a user types and reads."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ import pipeline as pipeline_package
 from assets.cli import app, main
 
 PROJECT = Path(__file__).parents[2]
+SUBSPACE = ("user_subspace_graph", "item_subspace_graph", "user_item_subspace_graph")
 
 
 def scale(*arguments: str) -> str:
@@ -36,7 +38,7 @@ def mistake(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 def test_help_teaches():
     listing = scale("--help")
-    for command in ("run", "compare", "recommend", "datasets", "ui"):
+    for command in ("run", "status", "refresh", "cache", "compare", "recommend", "datasets", "ui"):
         assert command in listing
         assert "--help" in scale(command, "--help")
     assert "training.epochs=50" in scale("run", "--help")
@@ -60,9 +62,55 @@ def test_results_of_a_run(finished):
     assert "because of" in shown
 
 
+def test_status_says_what_is_stale_why_and_what_a_refresh_would_run(finished):
+    shown = scale("status", "-d", "tiny")
+    assert "all 33 stages are up to date" in shown
+    assert "stale" not in shown
+    shown = " ".join(scale("status", "-d", "tiny", "--set", "subspace.sparsity=3").split())
+    assert "stale" in shown
+    assert all(name in shown.partition("a refresh of tiny runs ")[2].partition(" and, as")[0] for name in SUBSPACE)
+    assert "as far as the results above them change, semantic_graph, trained_model (scale)" in shown
+    assert "lightgcn" not in shown.partition("a refresh of tiny runs")[2]
+    dry = scale("refresh", "--dry-run", "--set", "subspace.sparsity=3")
+    assert all(name in dry for name in SUBSPACE)
+    assert "all 33 stages are up to date; nothing ran" in scale("refresh", "-d", "tiny")
+
+
+def test_refresh_reports_what_ran_and_what_was_cut_off(shop, open_pipeline):
+    shop.edit("user.md.j2", lambda text: text.replace("{{ entry.title }}", '{{ entry["title"] }}'))
+    with open_pipeline(shop.home):
+        shown = " ".join(scale("refresh", "-d", "shop").split())
+    assert (
+        "running user_profile_failures, user_profiles (user prompt edited: '{{ loop.index }}. {{ entry.title" in shown
+    )
+    assert "unchanged" in shown
+    assert "(unchanged above: user_profiles)" in shown
+    assert "ran 2 of 33 stages" in shown
+    assert "0 rows were computed and 60 reused" in shown
+    assert "31 stages did not run" in shown
+
+
+def test_the_caches_are_shown_and_pruned(shop, open_pipeline):
+    with open_pipeline(shop.home):
+        shown = scale("cache")
+        assert re.search(r"shop +│ profiles +│ +108 +│ +108 ", shown), shown
+        assert "user_profiles 0%" in " ".join(shown.split())
+        shop.edit("user.md.j2", lambda text: text.replace("Rely on", "Please rely on"))
+        scale("refresh", "-d", "shop")
+        assert re.search(r"profiles +│ +168 +│ +108 ", scale("cache"))
+        assert "0 unused rows older than 30 days deleted" in scale("cache", "--prune")
+        assert "60 unused rows older than 0 days deleted" in scale("cache", "--prune", "--older-than", "0")
+        assert re.search(r"profiles +│ +108 +│ +108 ", scale("cache", "-d", "shop"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["status", "-d", "tiny"], "nothing of tiny has been made yet; start with: scale run --dataset tiny"),
+        (["status", "-d", "dmo"], "there is no dataset 'dmo'"),
+        (["refresh"], "nothing has been made yet; start with: scale run --dataset demo"),
+        (["refresh", "--set", "subspace.sparsity"], "KEY=VALUE"),
+        (["cache"], "no row cache under"),
         (["run", "-d", "dmo"], "there is no dataset 'dmo'"),
         (["run", "-d", "tiny", "-m", "lightgnc"], "lightgcn"),
         (["run", "-d", "tiny", "--set", "subspace.sparsiti=3"], "did you mean sparsity"),
