@@ -1,9 +1,14 @@
 """A chat model in a vLLM engine of this process's own."""
 
+import multiprocessing
 import os
+import subprocess
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -27,6 +32,21 @@ DEFAULT_ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+
+
+# Reads process ids until its input ends, which is when its parent ends, however that comes; then ends those.
+_WATCH = """
+import os, signal, sys, time
+pids = [int(line) for line in sys.stdin]
+for sign in (signal.SIGTERM, signal.SIGKILL):
+    for pid in pids:
+        try:
+            os.kill(pid, sign)
+        except ProcessLookupError:
+            pass
+    time.sleep(5)
+"""
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -62,13 +82,14 @@ class VLLMChat:
         first = next(prompts, None)
         if first is None:
             return
-        started = time.monotonic()
-        llm = self._start()
-        self.counts["seconds_starting"] = round(time.monotonic() - started, 2)
-        try:
-            yield from self._answer_all(llm, chain([first], prompts))
-        finally:
-            _stop(llm)
+        with no_orphans():
+            started = time.monotonic()
+            llm = self._start()
+            self.counts["seconds_starting"] = round(time.monotonic() - started, 2)
+            try:
+                yield from self._answer_all(llm, chain([first], prompts))
+            finally:
+                _stop(llm)
 
     def _answer_all(self, llm: "LLM", prompts: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str | Failure]]:
         parameters = [self._parameters(attempt) for attempt in range(self.settings.attempts)]
@@ -149,6 +170,36 @@ class VLLMChat:
                 "more. If memory is short, lower profiles.prompt_tokens or profiles.vllm.gpu_memory_utilization (where "
                 "others use the GPU), raise profiles.vllm.tensor_parallel_size, or choose a smaller profiles.model.name"
             ) from error
+
+
+@contextmanager
+def no_orphans() -> Iterator[None]:
+    """See to it that processes started meanwhile end with this one, even if it is killed.
+
+    vLLM's engine outlives a killed parent, and the GPU memory that it holds is missing to the next run.
+    """
+    known = {process.pid for process in multiprocessing.active_children()}
+    command = [sys.executable, "-S", "-c", _WATCH]
+    watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True)
+    over = threading.Event()
+
+    def tell() -> None:
+        assert watch.stdin is not None
+        while not over.wait(_LOOK_SECONDS):
+            for pid in {process.pid for process in multiprocessing.active_children()} - known:
+                known.add(pid)
+                watch.stdin.write(f"{pid}\n")
+                watch.stdin.flush()
+
+    teller = threading.Thread(target=tell, name="engine-processes", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+        watch.kill()
+        watch.communicate()
 
 
 def _step(llm: "LLM") -> list[Any]:

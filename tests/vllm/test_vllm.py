@@ -196,25 +196,37 @@ import sys
 from pathlib import Path
 from pipeline.profiles import write_item_profiles
 from tests.vllm.test_vllm import items_table, settings
-write_item_profiles(items_table(400), None, settings(Path(sys.argv[1])), Path(sys.argv[2]),
+write_item_profiles(items_table(240), None, settings(Path(sys.argv[1])), Path(sys.argv[2]),
     lambda done, total, detail="": print(done, flush=True))
 """
 
 
-def test_a_killed_run_asks_at_most_one_chunk_again(llama: Path, tmp_path: Path) -> None:
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
+def test_a_killed_run_asks_at_most_one_chunk_again_and_leaves_no_engine(llama: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(llama), str(tmp_path)]
-    running = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # as it is where no test says otherwise
+    running = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
-    done = 0
+    done, started = 0, []
     for line in running.stdout:
         done = int(line) if line.strip().isdigit() else done
-        if done == 150:
+        if done == 100:
+            started = [pid for pid in children(running.pid) if "VLLM" in Path(f"/proc/{pid}/cmdline").read_text()]
             running.send_signal(signal.SIGKILL)
     running.wait()
     assert running.returncode == -signal.SIGKILL
-    result = write_item_profiles(items_table(400), None, settings(llama), tmp_path)
-    assert done - 64 <= result.counts["from_cache"] < 400
-    assert result.counts["asked"] == 400 - result.counts["from_cache"]
+    assert started
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}/task").exists() for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}/task").exists() for pid in started)
+    result = write_item_profiles(items_table(240), None, settings(llama), tmp_path)
+    assert done - 64 <= result.counts["from_cache"] < 240
+    assert result.counts["asked"] == 240 - result.counts["from_cache"]
     assert result.table["summary"].str.len_chars().min() > 0
 
 
