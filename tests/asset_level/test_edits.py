@@ -1,6 +1,7 @@
 """After an edit exactly what it changes is recomputed: real Dagster runs, counting what executed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,33 @@ def test_an_edit_and_its_undoing(shop, edited):
     assert edited.run("shop") >= USER_PROFILES
     assert shop.language_model.asked() == (0, 0)
     assert edited.versions_of("shop") == before
+
+
+@pytest.mark.parametrize("history", ["train", "all"])
+def test_held_out_reviews_reach_no_prompt_unless_they_are_asked_for(shop, edited, history: str):
+    """Every review ends in a word of its own; which of these the language model reads says whose reviews it saw."""
+
+    def sign(text: str) -> str:
+        signed = []
+        for line in text.splitlines():
+            if line.startswith("{") and line.endswith("}"):
+                record = json.loads(line)
+                word = f"sign{record['reviewerID']}x{record['asin']}"
+                line = json.dumps(record | {"reviewText": word, "summary": word})
+            signed.append(line)
+        return "\n".join(signed) + "\n"
+
+    shop.edit("reviews.json", sign)
+    edited.run("shop", profiles__history=history)
+    pairs = stored("interactions").join(stored("users"), on="user").join(stored("items"), on="item", suffix="_item")
+    words = {
+        split: {f"sign{user}x{item}" for user, item in part.select("raw_id", "raw_id_item").iter_rows()}
+        for (split,), part in pairs.group_by("split")
+    }
+    read = set(re.findall(r"sign\w+", " ".join(shop.language_model.prompts)))
+    assert words["train"] <= read
+    held_out = words["valid"] | words["test"]
+    assert held_out <= read if history == "all" else not held_out & read
 
 
 # ------------------------------------------------------------------------------------------ in the UI
