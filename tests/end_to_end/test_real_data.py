@@ -30,7 +30,7 @@ def rows(asset: str, dataset: str) -> int:
 
 def test_gift_cards_from_raw_amazon_files(real):
     ran = real.run("gift-cards", ["scale", "lightgcn"], training__epochs=60)
-    assert len(ran) == 23 + 2 * 3
+    assert len(ran) == 24 + 2 * 3
     assert rows("raw_reviews", "gift-cards") == 2972
     assert stored("raw_reviews", "gift-cards").select("user", "item").unique().collect().height == 2965
     published = stored("raw_reviews", "gift-cards").select(pl.col("user", "item").n_unique()).collect()
