@@ -8,6 +8,8 @@ import dagster as dg
 from assets.nodes import Node
 from assets.partitions import DATASETS
 from assets.progress import Progress
+from assets.refresh import Refresh
+from assets.results import made_datasets
 from assets.settings import OVERRIDES_TAG, dataset
 from assets.versions import SETTINGS, settings_content
 from pipeline import fingerprint
@@ -20,8 +22,6 @@ LOOK_SECONDS = 15
 @dg.op(out=dg.Out(dg.Nothing), description="Run what is stale of one dataset, in waves, until nothing is.")
 def refresh_dataset(context: dg.OpExecutionContext) -> None:
     """Every wave is a run of its own, listed under Runs with the tag `scale/refresh`."""
-    from assets.refresh import Refresh
-
     overrides = json.loads(context.run.tags.get(OVERRIDES_TAG, "{}"))
     tags = {"scale/refresh": context.run.run_id}
     refresh = Refresh(context.instance, context.partition_key, overrides, None, Progress(), tags)
@@ -64,9 +64,6 @@ def refresh_job() -> None:
 )
 def refresh_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Compare every made dataset's settings with those of the last look; at the first, look whether all is fresh."""
-    from assets.refresh import Refresh
-    from assets.results import made_datasets
-
     before: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
     now: dict[str, str] = {}
     problems: list[str] = []

@@ -16,6 +16,7 @@ from assets.lock import dataset_lock
 from assets.nodes import Node, parents
 from assets.progress import Progress
 from assets.settings import OVERRIDES_TAG, Dataset, dataset
+from assets.stages import stages
 from assets.staleness import State, materialised, survey, wanted
 from assets.versions import Record, latest
 
@@ -119,9 +120,7 @@ class Refresh:
         progress: Progress,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        from assets.definitions import definitions
-
-        defs = definitions(progress)
+        defs = stages(progress)
         self._instance = instance
         self._dataset = dataset
         self._overrides = dict(overrides)
