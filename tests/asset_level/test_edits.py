@@ -159,9 +159,17 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
-@pytest.mark.parametrize("name", ["user_profiles", "user_text_embeddings", "semantic_graph"])
-def test_a_damaged_file_is_noticed_and_made_again(shop, edited, damage, name: str):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("user_profiles", truncate),
+        ("user_profiles", flip_a_bit),
+        ("user_text_embeddings", flip_a_bit),
+        ("semantic_graph", flip_a_bit),
+        ("semantic_graph", Path.unlink),
+    ],
+)
+def test_a_damaged_file_is_noticed_and_made_again(shop, edited, name: str, damage):
     path = stored_path(dg.AssetKey(name), "shop")
     whole = path.read_bytes()
     damage(path)
