@@ -5,7 +5,8 @@
 Ours is the whole way: clean, render and cut to the token budget, look into an empty cache, ask, parse, write the
 cache. `LLM.chat` is given all prompts ready-made and at once. Both meet an engine with an empty prefix cache, and take
 the first turn in every other round. Without a model, a tiny random Llama: there the engine does so little that our
-share of the work looks largest. On a CPU set VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1.
+share of the work looks largest. On a CPU set VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1
+HF_HUB_OFFLINE=1.
 """
 
 import argparse
