@@ -34,13 +34,9 @@ def latest_runs(instance: dg.DagsterInstance, dataset: str, models: Sequence[str
     rows = []
     for model in models:
         key, partition = group_of(model).key("trained_model"), f"{dataset}|{model}"
-        found = instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
-        )
-        shown = found.records[0].asset_materialization
-        assert shown is not None
-        values = {name: value.value for name, value in shown.metadata.items()}
-        metrics = {name.removeprefix(METRIC_PREFIX): value for name, value in values.items()}
+        record = latest(instance, key, partition)
+        assert record is not None
+        metrics = {name.removeprefix(METRIC_PREFIX): value for name, value in record.shown.items()}
         rows.append({"run": MODELS[model].title, **metrics})
     return rows
 

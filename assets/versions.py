@@ -155,11 +155,11 @@ def _definitions(module: str) -> dict[str, "ast.FunctionDef | ast.ClassDef | ast
 def _source_files(settings: Dataset) -> dict[str, Any]:
     """The source's settings, and size and time of its local files: a changed file is a changed version."""
     source = settings.source.model_dump(mode="json")
-    files: dict[str, str] = {}
-    for value in source.values():
+    files: dict[str, dict[str, str]] = {}
+    for name, value in source.items():
         if isinstance(value, dict) and value.get("path"):
             path = Path(value["path"])
-            files |= fingerprint.file_states(path)
+            files[name] = fingerprint.file_states(path)
             value["path"] = path.name  # where the folder lies makes no difference
     return {"source": source, "raw": settings.raw.model_dump(mode="json"), "files": files}
 
@@ -176,7 +176,7 @@ def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "use
 
     kept = settings.model_dump(include=counted | {"model"})
     del kept["model"]["attempts"]
-    files = _model_files(settings.model.name) | _model_files(settings.tokenizer)
+    files = {"model": _model_files(settings.model.name), "tokenizer": _model_files(settings.tokenizer)}
     return {"profiles": kept, "files": files, "prompt": load_template(prompt, kind).text}
 
 

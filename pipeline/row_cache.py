@@ -87,7 +87,7 @@ class RowCache:
     def _found(self, part: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
         columns = ["key", *self.columns]
         found = [pl.DataFrame(schema={"key": pl.String} | self.columns)]
-        found += [part(shard.select(columns)) for _, shard in _read(self.folder, columns)]
+        found += [part(shard.select(columns)) for shard in _read(self.folder, columns)]
         # Two processes may have computed the same: the choice between them must not depend on file names.
         return pl.concat(found).sort(columns, nulls_last=True).unique("key", keep="first", maintain_order=True)
 
@@ -125,9 +125,7 @@ class CacheSize:
 def size(folder: Path) -> CacheSize:
     """How much a cache holds; zeros for a folder that is not there."""
     shards = _shards(folder)
-    keys = pl.concat(
-        [pl.DataFrame(schema={"key": pl.String}), *(shard.select("key") for _, shard in _read(folder, ["key"]))]
-    ).unique()
+    keys = pl.concat([pl.DataFrame(schema={"key": pl.String}), *_read(folder, ["key"])]).unique()
     in_use = keys.join(_in_use(folder), on="key", how="semi").height
     return CacheSize(keys.height, in_use, len(shards), sum(map(_size, shards)))
 
@@ -175,13 +173,13 @@ def _write(folder: Path, table: pl.DataFrame) -> None:
     os.replace(temporary, folder / f"{name}.parquet")
 
 
-def _read(folder: Path, columns: list[str]) -> list[tuple[Path, pl.DataFrame]]:
+def _read(folder: Path, columns: list[str]) -> list[pl.DataFrame]:
     """Every shard; where another process merges shards meanwhile, read anew, so that no row is missed."""
     for _ in range(_ATTEMPTS):
-        shards: list[tuple[Path, pl.DataFrame]] = []
+        shards: list[pl.DataFrame] = []
         try:
             for path in _shards(folder):
-                shards.append((path, pl.read_parquet(path, columns=columns)))
+                shards.append(pl.read_parquet(path, columns=columns))
             return shards
         except FileNotFoundError:
             continue

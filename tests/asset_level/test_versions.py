@@ -131,3 +131,15 @@ def test_a_stages_code_is_its_function_and_what_that_uses():
     assert not {"model.scale", "model.registry", "assets.tracking.TrainingRun"} & training
     recommendations = parts[dg.AssetKey(["interactions", "recommendations"])]
     assert {"assets.recommendations.TOP", "assets.training.pairs_of", "pipeline.reasons"} <= recommendations
+
+
+def test_files_of_the_same_name_in_two_folders_both_count(tmp_path: Path):
+    paths = {kind: tmp_path / kind / "data.csv" for kind in ("interactions", "items")}
+    for path in paths.values():
+        path.parent.mkdir()
+        path.write_text("user,item\na,b\n")
+    changes = {"source": {"kind": "tables"} | {kind: {"path": str(path)} for kind, path in paths.items()}}
+    for path in paths.values():
+        before = settings_content("source", dataset("tiny", changes))
+        path.write_text("user,item\na,b\nc,d\n")
+        assert settings_content("source", dataset("tiny", changes)) != before
