@@ -7,6 +7,8 @@ renamed, so a file that exists is whole.
 
 import json
 import os
+import platform
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from pipeline.graphs.csr import edges, from_edges
 
 SHAPE = b"scale.shape"
 COMPRESSION = "zstd"
+_ABANDONED_SECONDS = 3600
 
 
 class StoredFileError(ValueError):
@@ -36,15 +39,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
     What a killed process left behind for the same `path` is deleted first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        if not _is_running(int(leftover.suffixes[-2][1:])):
-            leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{os.getpid()}.tmp")
+    delete_leftovers(path.parent, path.name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{_host()}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def delete_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes left behind in a folder, for the file `name` or for any.
+
+    Another machine's processes cannot be seen from here: what it left is deleted once it is an hour old.
+    """
+    for leftover in folder.glob(f".{name}.*.tmp"):
+        *_, host, process, _ = leftover.name.split(".")
+        abandoned = not _is_running(int(process)) if host == _host() else _age(leftover) > _ABANDONED_SECONDS
+        if abandoned:
+            leftover.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return platform.node().replace(".", "-")
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last write; 0 for a file that is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _is_running(process: int) -> bool:

@@ -6,7 +6,6 @@ processes may read and write one cache at once.
 
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,12 +16,11 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.parquet import atomic_path
+from pipeline.parquet import atomic_path, delete_leftovers
 
 IN_USE = "in_use"
 _MOST_SMALL_SHARDS = 32
 _SMALL_SHARD_BYTES = 64 << 20
-_ABANDONED_SECONDS = 3600
 _ATTEMPTS = 20
 _OWN: dict[str, Any] = {"key": pl.String, "written_at": pl.Datetime("ms", "UTC")}
 
@@ -56,9 +54,7 @@ class RowCache:
         self._pending: list[tuple[Any, ...]] = []
         self._written_at = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):  # from a process killed in the middle of a write
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
-                leftover.unlink(missing_ok=True)
+        delete_leftovers(folder)
 
     def __enter__(self) -> "RowCache":
         return self
@@ -167,10 +163,8 @@ def _rewrite(folder: Path, shards: Sequence[Path], keep: pl.Expr | None) -> None
 
 
 def _write(folder: Path, table: pl.DataFrame) -> None:
-    name = uuid.uuid4().hex
-    temporary = folder / f".{name}.tmp"
-    table.write_parquet(temporary)
-    os.replace(temporary, folder / f"{name}.parquet")
+    with atomic_path(folder / f"{uuid.uuid4().hex}.parquet") as temporary:
+        table.write_parquet(temporary)
 
 
 def _read(folder: Path, columns: list[str]) -> list[pl.DataFrame]:

@@ -1,6 +1,8 @@
 import os
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +52,30 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    dead, alive = (tmp_path / f".table.parquet.x.{pid}.tmp" for pid in (process.pid, os.getpid()))
-    dead.touch()
-    alive.touch()
+    host = platform.node().replace(".", "-")
+    dead, alive = (tmp_path / f".table.parquet.x.{host}.{pid}.tmp" for pid in (process.pid, os.getpid()))
+    other = tmp_path / f".other.parquet.x.{host}.{process.pid}.tmp"
+    for leftover in (dead, alive, other):
+        leftover.touch()
     parquet.write_table(pl.DataFrame({"a": [1]}), tmp_path / "table.parquet")
-    assert (dead.exists(), alive.exists()) == (False, True)
+    assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
+    parquet.delete_leftovers(tmp_path)
+    assert (alive.exists(), other.exists()) == (True, False)
+
+
+def test_what_another_machine_left_is_cleared_once_it_is_old(tmp_path: Path):
+    old, new = (tmp_path / f".table.parquet.{name}.elsewhere.1.tmp" for name in ("old", "new"))
+    old.touch()
+    new.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    parquet.delete_leftovers(tmp_path)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_file_that_vanishes_while_leftovers_are_looked_at_is_no_error(tmp_path: Path, monkeypatch):
+    gone = tmp_path / ".table.parquet.x.elsewhere.1.tmp"
+    monkeypatch.setattr(Path, "glob", lambda *_: [gone])
+    parquet.delete_leftovers(tmp_path)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path):

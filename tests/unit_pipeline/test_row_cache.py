@@ -1,8 +1,9 @@
 """The row cache: nothing is lost, whoever else reads, writes or compacts it."""
 
 import multiprocessing
-import os
-import time
+import platform
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -80,14 +81,13 @@ def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path):
         found(tmp_path, "key")
 
 
-def test_leftovers_of_a_killed_write_are_removed_once_they_are_old(tmp_path: Path):
-    old, new = tmp_path / ".old.tmp", tmp_path / ".new.tmp"
-    old.touch()
-    new.touch()
-    os.utime(old, (time.time() - 7200,) * 2)
+def test_leftovers_of_a_killed_write_are_removed(tmp_path: Path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    leftover = tmp_path / f".shard.parquet.x.{platform.node().replace('.', '-')}.{killed.pid}.tmp"
+    leftover.touch()
     RowCache(tmp_path, TEXT)
-    assert not old.exists()
-    assert new.exists()
+    assert not leftover.exists()
 
 
 def write_rows(folder: Path, name: str, count: int) -> None:
