@@ -125,6 +125,7 @@ def _subspace(
         memory_gb=settings.resources.memory_gb,
         threads=settings.resources.threads,
         progress=progress.bar(context, "matching pursuit"),
+        device=settings.resources.device,
     )
     return _result(context, graph)
 
@@ -142,6 +143,7 @@ def _similarity(
         memory_gb=settings.resources.memory_gb,
         threads=settings.resources.threads,
         progress=progress.bar(context, "nearest neighbours"),
+        device=settings.resources.device,
     )
     return _result(context, graph)
 

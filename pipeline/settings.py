@@ -275,6 +275,10 @@ class ResourceSettings(Closed):
 
     memory_gb: float = Field(4.0, gt=0, description="Budget of the graph stages; above it they work in row blocks.")
     threads: int | None = Field(None, ge=1, description="Default: every core.")
+    device: str = Field(
+        "auto",
+        description="Where graphs are built: `auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, ...",
+    )
 
 
 # ----------------------------------------------------------------------------------------------- a dataset

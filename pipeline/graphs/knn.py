@@ -32,6 +32,7 @@ def nearest(
     memory_gb: float = 4.0,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
 ) -> Neighbours:
     """Exact top-k candidates of each query by cosine similarity.
 
@@ -53,11 +54,14 @@ def nearest(
         Default: every core.
     progress
         Called with (queries done, queries in all).
+    device
+        `cpu`, a GPU by torch's name, or `auto`: a GPU where there is one. On a GPU the budget is that of its memory,
+        and similarities are rounded in another way, by about 1e-6.
 
     Raises
     ------
     ValueError
-        If k < 1, the dimensions differ, or a feature is NaN or infinite (names the row).
+        If k < 1, the dimensions differ, a feature is NaN or infinite (names the row), or there is no such device.
     """
     from pipeline.graphs import kernels, products
 
@@ -67,8 +71,14 @@ def nearest(
         left, right = products.unit_pair(queries, candidates)
         same = candidates is None
         rows, count = left.kept.size, max(0, min(k, right.kept.size - same))
-        budget = memory_gb * 1e9
-        swept = products.nearest_by_sweep(left.units, count, budget, progress) if same and count > 0 else None
+        budget, gpu = memory_gb * 1e9, products.accelerator(device)
+        swept = None
+        if gpu is not None and count > 0 and rows > 0:
+            from pipeline.graphs import tensors
+
+            swept = tensors.nearest(left.units, None if same else right.units, count, gpu, budget, progress)
+        elif same and count > 0:
+            swept = products.nearest_by_sweep(left.units, count, budget, progress)
         if swept is None:
             ids, similarities = np.full((rows, count), -1, np.int32), np.zeros((rows, count), np.float32)
         else:
@@ -103,6 +113,7 @@ def similarity_graph(
     memory_gb: float = 4.0,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
 ) -> csr_array:
     """Feature similarity graph (eqs. 4, 5): an edge from each query to its k nearest candidates.
 
@@ -113,5 +124,5 @@ def similarity_graph(
     csr_array
         (n, m) float32, all data 1.0, indices sorted.
     """
-    neighbours = nearest(queries, candidates, k, memory_gb, threads, progress)
+    neighbours = nearest(queries, candidates, k, memory_gb, threads, progress, device)
     return csr.from_neighbours(neighbours.ids, (queries if candidates is None else candidates).shape[0])

@@ -16,6 +16,7 @@ def subspace_graph(
     memory_gb: float = 4.0,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
 ) -> csr_array:
     """Supports of orthogonal matching pursuit: an edge from each target to every atom chosen for it.
 
@@ -46,6 +47,8 @@ def subspace_graph(
         Default: every core.
     progress
         Called with (targets done, targets in all).
+    device
+        As for `knn.nearest`.
 
     Returns
     -------
@@ -55,7 +58,8 @@ def subspace_graph(
     Raises
     ------
     ValueError
-        If a size is below 1, the dimensions differ, or a feature is NaN or infinite (names the row).
+        If a size is below 1, the dimensions differ, a feature is NaN or infinite (names the row), or there is no such
+        device.
     """
     from pipeline.graphs import kernels, products
 
@@ -66,8 +70,15 @@ def subspace_graph(
         same = candidates is None
         size = max(0, min(dictionary_size, right.kept.size - same))
         supports = np.full((targets.shape[0], min(sparsity, size)), -1, np.int32)
-        if size > 0 and left.kept.size > 0:
-            budget = memory_gb * 1e9
+        budget, gpu = memory_gb * 1e9, products.accelerator(device)
+        if gpu is not None and supports.size > 0 and left.kept.size > 0:
+            from pipeline.graphs import tensors
+
+            found = tensors.supports(
+                left.units, None if same else right.units, size, supports.shape[1], gpu, budget, progress
+            )
+            supports[left.kept] = np.where(found >= 0, right.kept[found], -1)
+        elif size > 0 and left.kept.size > 0:
             gram = products.gram(right.units, budget)
             room = budget if gram is None else budget - gram.nbytes
             none = np.empty((0, 0), np.float32)

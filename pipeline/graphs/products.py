@@ -4,13 +4,37 @@ No BLAS takes part, so the kernels' thread pool is the only one that is busy (se
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline.graphs import kernels
 
+if TYPE_CHECKING:
+    import torch
+
 LARGEST_BLOCK = 2 * kernels.TILE  # rows; enough work for every thread, small enough for a lively progress bar
+
+
+def accelerator(device: str) -> "torch.device | None":
+    """The GPU that `device` names, or None for the CPU. `auto`: the GPU that torch finds.
+
+    Raises
+    ------
+    ValueError
+        If this machine, or this build of torch, has no such device.
+    """
+    if device == "cpu":
+        return None
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda") if torch.cuda.is_available() else None
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # a wrong name, no such device, a torch built without it
+        raise ValueError(f"resources.device = {device!r} cannot be used: {error}; choose auto or cpu") from error
+    return torch.device(device)
 
 
 class UnitRows(NamedTuple):
