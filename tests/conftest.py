@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ if _encoder is not None and _encoder.origin is not None:
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("SCALE_HOME", None)
+
+# A shared machine pauses whenever it likes; no test here is about time.
+hypothesis.settings.register_profile("scale", deadline=None)
+hypothesis.settings.load_profile("scale")
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def sparse(dense: np.ndarray) -> csr_array:
     return csr_array(dense.astype(np.float32))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(2, 30), st.integers(1, 50))
 def test_metrics_equal_brute_force_and_lie_in_bounds(seed: int, users: int, items: int, levels: int) -> None:
     scores, train, held_out = example(seed, users, items, levels)
@@ -64,7 +64,7 @@ def test_ndcg_by_hand() -> None:
     assert metrics["recall_at_3"][0] == 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 30))
 def test_gpu_form_of_top_items_equals_the_kernel(seed: int, k: int) -> None:
     scores, train, _ = example(seed, 6, 20, 4)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
@@ -11,7 +11,6 @@ from model.sampling import ComplementSampler, SamplingError, SupportSampler, Tri
 memberships = st.tuples(st.integers(1, 8), st.integers(2, 8)).flatmap(lambda shape: arrays(bool, shape))
 
 
-@settings(deadline=None)
 @given(members=memberships, seed=st.integers(0, 2**31))
 def test_complement_is_never_a_member(members: np.ndarray, seed: int) -> None:
     rows = np.flatnonzero(~members.all(axis=1)).repeat(20)

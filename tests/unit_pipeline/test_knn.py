@@ -186,7 +186,7 @@ def test_thread_count_is_put_back() -> None:
 small_features = arrays(np.float64, st.tuples(st.integers(2, 24), st.integers(1, 5)), elements=st.integers(-3, 3))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(features=small_features, k=st.integers(1, 6), power=st.integers(-8, 8))
 def test_invariants(features: np.ndarray, k: int, power: int) -> None:
     """Top-k bound, order, and indifference to a row's length, on features full of ties and zero rows."""
@@ -206,7 +206,7 @@ def test_invariants(features: np.ndarray, k: int, power: int) -> None:
         assert (np.abs(cosines) <= 1 + 1e-6).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_relabelled_rows_give_the_relabelled_graph(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -210,7 +210,7 @@ def test_progress_reaches_the_total() -> None:
 integer_features = arrays(np.float64, st.tuples(st.integers(2, 16), st.integers(1, 6)), elements=st.integers(-3, 3))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(features=integer_features, size=st.integers(1, 16), sparsity=st.integers(1, 8), power=st.integers(-6, 6))
 def test_invariants(features: np.ndarray, size: int, sparsity: int, power: int) -> None:
     """Support bound, independence of the support, its dictionary, and scale, on features full of ties and zeros."""
@@ -228,7 +228,7 @@ def test_invariants(features: np.ndarray, size: int, sparsity: int, power: int) 
             assert np.linalg.matrix_rank(units[chosen], tol=1e-5) == len(chosen)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6))
 def test_relabelled_rows_give_the_relabelled_graph(seed: int) -> None:
     rng = np.random.default_rng(seed)
