@@ -1,9 +1,11 @@
 """Typed settings of models and of training; imports nothing heavy, so the UI can read them at start-up."""
 
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Kernels = Literal["fast", "reference"]
 
 
 class ModelConfig(BaseModel):
@@ -29,6 +31,9 @@ class TrainingConfig(BaseModel):
     selection_metric: str = Field("recall_at_20", description="Validation metric that picks the best epoch.")
     checkpoint_every: int = Field(5, ge=1, description="Epochs between two checkpoints, where one is asked for.")
     device: str = Field("auto", description="`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, ...")
+    kernels: Kernels = Field(
+        "fast", description="`reference`: plain torch operations, slow, to hold a result of the fast ones against."
+    )
     threads: int | None = Field(
         None,
         ge=1,

@@ -1,15 +1,27 @@
-"""Graph propagation: normalised adjacencies, sparse times dense as one autograd step, and edge pruning."""
+"""Graph propagation: normalised adjacencies, sparse times dense as one autograd step, and edge pruning.
 
+A loss reads the rows of a batch's nodes only. So products can be asked for some rows, and their gradients, which are
+zero elsewhere, are never spread over all nodes.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from scipy.sparse import block_array, csr_array
 from torch import Tensor, nn
 
+from model import kernels
+
 # More chunks than threads: rows differ in length, and a chunk is the unit that a free thread takes next.
 CHUNKS = 64
+STRIP = 64  # columns that are summed at a time: the usual width of an embedding, and no more than registers hold
 
 
 def bipartite_adjacency(interactions: csr_array) -> csr_array:
@@ -73,6 +85,36 @@ def prune_edges(interactions: csr_array, pruning: float, generator: torch.Genera
     return csr_array((interactions.data[kept], interactions.indices[kept], indptr), shape=interactions.shape)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a matrix.
+
+    Parameters
+    ----------
+    ids
+        Shape (U,), int64, ascending.
+    places
+        Shape (n,), int64: where a row stands in `ids`, or -1.
+    """
+
+    ids: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, nodes: Tensor, count: int) -> "Rows":
+        """The distinct ones of `nodes` among `count` rows."""
+        used = torch.zeros(count, dtype=torch.bool, device=nodes.device)
+        used[nodes] = True
+        ids = used.nonzero()[:, 0]
+        places = torch.full((count,), -1, device=nodes.device)
+        places[ids] = torch.arange(len(ids), device=nodes.device)
+        return cls(ids, places)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Rows (n, d) that hold `values` (U, d), and zero elsewhere."""
+        return values.new_zeros((len(self.places), values.shape[1])).index_copy_(0, self.ids, values)
+
+
 class SparseGraph(nn.Module):
     """A constant sparse matrix that multiplies dense ones; it moves between devices with its model.
 
@@ -90,7 +132,6 @@ class SparseGraph(nn.Module):
     indptr: Tensor
     indices: Tensor
     values: Tensor
-    chunks: Tensor
 
     def __init__(self, matrix: csr_array, symmetric: bool = False) -> None:
         super().__init__()
@@ -99,91 +140,199 @@ class SparseGraph(nn.Module):
             "indptr": matrix.indptr.astype(np.int32),
             "indices": matrix.indices.astype(np.int32),
             "values": matrix.data.astype(np.float32),
-            "chunks": _balanced_chunks(matrix.indptr),
         }
         for name, array in arrays.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)), persistent=False)
         self._matrix: Tensor | None = None
+        self._whole = Rows.of(torch.arange(max(self.shape)), max(self.shape))
         self.transposed: SparseGraph | None = None if symmetric else SparseGraph(csr_array(matrix.T), symmetric=True)
 
     @property
     def backward_graph(self) -> "SparseGraph":
         return self if self.transposed is None else self.transposed
 
-    def forward(self, dense: Tensor) -> Tensor:
-        """Matrix times `dense`, shape (m, d) -> (n, d)."""
-        return _Propagate.apply(dense, self)
+    def forward(self, dense: Tensor, rows: Rows | None = None) -> Tensor:
+        """Matrix times `dense`, shape (m, d) -> (n, d), or of that the rows asked for (U, d)."""
+        if kernels.are_fast():
+            return _Propagate.apply(dense, self, rows)
+        product = torch.sparse.mm(self._torch_matrix(dense.device), dense)
+        return product if rows is None else product.index_select(0, rows.ids)
 
-    def layer_mean(self, dense: Tensor, layers: int) -> Tensor:
-        """Mean of `A^l dense` for l = 0..layers (LightGCN, and the interaction side of eq. 7)."""
-        return _LayerMean.apply(dense, self, layers)
+    def layer_mean(self, dense: Tensor, layers: int, rows: Rows | None = None) -> Tensor:
+        """Mean of `A^l dense` for l = 0..layers (LightGCN, and the interaction side of eq. 7), or rows of it."""
+        if kernels.are_fast():
+            return _LayerMean.apply(dense, self, layers, rows)
+        outputs = [dense]
+        for _ in range(layers):
+            outputs.append(torch.sparse.mm(self._torch_matrix(dense.device), outputs[-1]))
+        mean = torch.stack(outputs).mean(0)
+        return mean if rows is None else mean.index_select(0, rows.ids)
 
-    def multiply(self, dense: Tensor, addend: Tensor | None = None) -> Tensor:
-        """`A dense + addend`, outside autograd."""
+    def multiply(
+        self,
+        dense: Tensor,
+        addend: Tensor | None = None,
+        *,
+        rows: Rows | None = None,
+        dense_rows: Rows | None = None,
+        addend_rows: Rows | None = None,
+    ) -> Tensor:
+        """`A dense + addend`, outside autograd.
+
+        Parameters
+        ----------
+        rows
+            The rows to compute; default: all.
+        dense_rows, addend_rows
+            The rows that `dense` or `addend` consists of, with zeros in between; default: all.
+        """
         if dense.is_cuda:
-            return self._multiply_torch(dense, addend)
-        out = torch.empty((self.shape[0], dense.shape[1]), dtype=torch.float32)
+            return self._multiply_torch(dense, addend, rows, dense_rows, addend_rows)
+        ids = self._whole.ids[: self.shape[0]] if rows is None else rows.ids
+        out = torch.empty((len(ids), dense.shape[1]), dtype=torch.float32)
         contiguous = dense.detach().contiguous()
         start = contiguous if addend is None else addend.detach().contiguous()
         _multiply(
             self.indptr.numpy(),
             self.indices.numpy(),
             self.values.numpy(),
-            self.chunks.numpy(),
+            ids.numpy(),
+            (dense_rows or self._whole).places.numpy(),
             contiguous.numpy(),
             addend is not None,
+            (addend_rows or self._whole).places.numpy(),
             start.numpy(),
             out.numpy(),
         )
         return out
 
-    def _multiply_torch(self, dense: Tensor, addend: Tensor | None) -> Tensor:
-        """`multiply` through torch's own CSR product (cuSPARSE); the matrix is set up once per device."""
-        if self._matrix is None or self._matrix.device != dense.device:
+    def _multiply_torch(
+        self,
+        dense: Tensor,
+        addend: Tensor | None,
+        rows: Rows | None = None,
+        dense_rows: Rows | None = None,
+        addend_rows: Rows | None = None,
+    ) -> Tensor:
+        """`multiply` through torch's own CSR product (cuSPARSE), which takes no part of a matrix."""
+        product = self._torch_matrix(dense.device) @ (dense if dense_rows is None else dense_rows.spread(dense))
+        if addend is not None:
+            product.add_(addend if addend_rows is None else addend_rows.spread(addend))
+        return product if rows is None else product.index_select(0, rows.ids)
+
+    def _torch_matrix(self, device: torch.device) -> Tensor:
+        """The matrix in a form that torch multiplies: coordinates on a CPU, CSR on a GPU; set up once per device."""
+        if self._matrix is None or self._matrix.device != device:
             self._matrix = torch.sparse_csr_tensor(
                 self.indptr, self.indices, self.values, self.shape, check_invariants=False
             )
-        product = self._matrix @ dense
-        return product if addend is None else product.add_(addend)
+            if device.type == "cpu":
+                self._matrix = self._matrix.to_sparse_coo()
+        return self._matrix
 
 
 class _Propagate(torch.autograd.Function):
     """A x; the gradient is A^T g."""
 
     @staticmethod
-    def forward(context: Any, dense: Tensor, graph: SparseGraph) -> Tensor:
-        context.graph = graph
-        return graph.multiply(dense)
+    def forward(context: Any, dense: Tensor, graph: SparseGraph, rows: Rows | None) -> Tensor:
+        context.graph, context.rows = graph, rows
+        return graph.multiply(dense, rows=rows)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return context.graph.backward_graph.multiply(gradients[0]), None
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return context.graph.backward_graph.multiply(gradients[0], dense_rows=context.rows), None, None
 
 
 class _LayerMean(torch.autograd.Function):
     """(1 / (L + 1)) sum_l A^l x by Horner's rule, y <- A y + x; the gradient is the same sum over A^T."""
 
     @staticmethod
-    def forward(context: Any, dense: Tensor, graph: SparseGraph, layers: int) -> Tensor:
-        context.graph, context.layers = graph, layers
-        return _horner(graph, dense, layers)
+    def forward(context: Any, dense: Tensor, graph: SparseGraph, layers: int, rows: Rows | None) -> Tensor:
+        context.graph, context.layers, context.rows = graph, layers, rows
+        if layers == 0:
+            return dense.clone() if rows is None else dense.index_select(0, rows.ids)
+        total = dense
+        for _ in range(layers - 1):
+            total = graph.multiply(total, dense)
+        return graph.multiply(total, dense, rows=rows).div_(layers + 1)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _horner(context.graph.backward_graph, gradients[0], context.layers), None, None
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        graph, layers, rows = context.graph.backward_graph, context.layers, context.rows
+        gradient = gradients[0] / (layers + 1)
+        if layers == 0:
+            return gradient if rows is None else rows.spread(gradient), None, None, None
+        total = graph.multiply(gradient, gradient, dense_rows=rows, addend_rows=rows)
+        for _ in range(layers - 1):
+            total = graph.multiply(total, gradient, addend_rows=rows)
+        return total, None, None, None
 
 
-def _horner(graph: SparseGraph, dense: Tensor, layers: int) -> Tensor:
-    total = dense
-    for _ in range(layers):
-        total = graph.multiply(total, addend=dense)
-    return total / (layers + 1)
+# ------------------------------------------------------------------------------------------------ compiled product
 
 
-def _balanced_chunks(indptr: np.ndarray) -> np.ndarray:
-    """Row bounds of `CHUNKS` consecutive parts with about as much work each (an entry or a row counts one)."""
-    work = indptr.astype(np.int64) + np.arange(len(indptr))
-    return np.searchsorted(work, np.linspace(0, work[-1], CHUNKS + 1)).astype(np.int64)
+@intrinsic
+def _add_strip(typing_context: Any, values: Any, indices: Any, places: Any, first: Any, last: Any,
+               dense: Any, stride: Any, offset: Any, out: Any, place: Any) -> Any:  # fmt: skip
+    """out[place + k] += sum of values[e] * dense[places[indices[e]] * stride + offset + k] over e, for k < STRIP.
+
+    Entries whose place is -1 are left out. The sums stay in registers, which numba does not manage by itself.
+    """
+    flat, index = types.Array(types.float32, 1, "C"), types.intp
+    columns, rows = types.Array(types.int32, 1, "C"), types.Array(types.int64, 1, "C")
+    signature = types.void(flat, columns, rows, index, index, flat, index, index, flat, index)
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        vector, word = ir.VectorType(ir.FloatType(), STRIP), ir.IntType(64)
+        data = {n: context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 1, 2, 5, 8)}
+        first, last, stride, offset, place = (arguments[n] for n in (3, 4, 6, 7, 9))
+        fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{STRIP}f32"
+        )
+
+        def strip(array: int, start: Any) -> Any:
+            return builder.bitcast(builder.gep(data[array], [start]), vector.as_pointer())
+
+        target = strip(8, place)
+        start = builder.load(target, align=4)
+        before = builder.block
+        head, body, add, following, after = (builder.append_basic_block() for _ in range(5))
+        builder.branch(head)
+
+        builder.position_at_end(head)
+        entry, total = builder.phi(word), builder.phi(vector)
+        builder.cbranch(builder.icmp_signed("<", entry, last), body, after)
+
+        builder.position_at_end(body)
+        column = builder.sext(builder.load(builder.gep(data[1], [entry])), word)
+        row = builder.load(builder.gep(data[2], [column]))
+        builder.cbranch(builder.icmp_signed("<", row, ir.Constant(word, 0)), following, add)
+
+        builder.position_at_end(add)
+        value = builder.load(builder.gep(data[0], [entry]))
+        lanes = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+        first_lane = ir.Constant(ir.VectorType(ir.IntType(32), STRIP), [0] * STRIP)
+        lanes = builder.shuffle_vector(lanes, ir.Constant(vector, ir.Undefined), first_lane)
+        terms = builder.load(strip(5, builder.add(builder.mul(row, stride), offset)), align=4)
+        added = builder.call(fma, [lanes, terms, total])
+        builder.branch(following)
+
+        builder.position_at_end(following)
+        kept = builder.phi(vector)
+        kept.add_incoming(total, body)
+        kept.add_incoming(added, add)
+        next_entry = builder.add(entry, ir.Constant(word, 1))
+        builder.branch(head)
+        for phi, begin, then in ((entry, first, next_entry), (total, start, kept)):
+            phi.add_incoming(begin, before)
+            phi.add_incoming(then, following)
+
+        builder.position_at_end(after)
+        builder.store(total, target, align=4)
+        return context.get_dummy_value()
+
+    return signature, emit
 
 
 # Each row is summed by one thread in index order, so the result does not depend on the number of threads.
@@ -192,22 +341,34 @@ def _multiply(
     indptr: np.ndarray,
     indices: np.ndarray,
     values: np.ndarray,
-    chunks: np.ndarray,
+    rows: np.ndarray,
+    places: np.ndarray,
     dense: np.ndarray,
     has_addend: bool,
+    addend_places: np.ndarray,
     addend: np.ndarray,
     out: np.ndarray,
 ) -> None:
+    """out[r] = sum_e values[e] dense[places[indices[e]]] over the entries of row rows[r], + addend."""
     width = dense.shape[1]
-    for chunk in numba.prange(len(chunks) - 1):
-        total = np.empty(width, dtype=np.float32)
-        for row in range(chunks[chunk], chunks[chunk + 1]):
+    flat, flat_out, strips = dense.reshape(-1), out.reshape(-1), width // STRIP * STRIP
+    work = np.empty(rows.size + 1, np.int64)
+    work[0] = 0
+    for r in range(rows.size):
+        work[r + 1] = work[r] + indptr[rows[r] + 1] - indptr[rows[r]] + 1
+    for chunk in numba.prange(CHUNKS):
+        start = np.searchsorted(work, work[-1] * chunk // CHUNKS)
+        end = np.searchsorted(work, work[-1] * (chunk + 1) // CHUNKS)
+        for r in range(start, end):
+            first, last = np.intp(indptr[rows[r]]), np.intp(indptr[rows[r] + 1])
+            place = addend_places[rows[r]] if has_addend else -1
             for k in range(width):
-                total[k] = addend[row, k] if has_addend else np.float32(0)
-            for entry in range(indptr[row], indptr[row + 1]):
-                value = values[entry]
-                column = indices[entry]
-                for k in range(width):
-                    total[k] += value * dense[column, k]
-            for k in range(width):
-                out[row, k] = total[k]
+                out[r, k] = addend[place, k] if place >= 0 else np.float32(0)
+            for k in range(0, strips, STRIP):
+                _add_strip(values, indices, places, first, last, flat, width, k, flat_out, r * width + k)
+            if strips < width:
+                for entry in range(first, last):
+                    place = places[indices[entry]]
+                    if place >= 0:
+                        for k in range(strips, width):
+                            out[r, k] += values[entry] * dense[place, k]

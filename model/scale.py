@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, DataError, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import SparseGraph, bipartite_adjacency, degree_normalised, prune_edges
+from model.layers import Rows, SparseGraph, bipartite_adjacency, degree_normalised, prune_edges
 from model.losses import bpr, embedding_l2, infonce, relation_contrast
 from model.sampling import ComplementSampler, SupportSampler
 
@@ -75,16 +75,16 @@ class Scale(Recommender):
         return users, items
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        interaction, semantic = self._convolve()  # H̃, Ĥ: (M + N, d) each
         users, items = batch.users.unique(), batch.positives.unique() + self.user_count
         triplets = torch.cat([batch.users, batch.positives + self.user_count, batch.negatives + self.user_count])
         contrasted = [self._sample(nodes) for nodes in (users, items)] if self.config.semantic_weight else []
         relations = self._draw_relations(users, items) if self.config.relation_weight else []
 
-        # Every row that a term needs is taken in one selection per table: each one costs a full-size gradient.
         parts = [triplets, *contrasted, *(nodes for relation in relations for nodes in relation)]
         nodes, sizes = torch.cat(parts), [len(part) for part in parts]
-        near, far = (table.index_select(0, nodes).split(sizes) for table in (interaction, semantic))
+        rows = Rows.of(nodes, len(self.embeddings))
+        places = rows.places[nodes]
+        near, far = (table.index_select(0, places).split(sizes) for table in self._convolve(rows))  # rows of H̃, Ĥ
         users, positives, negatives = (near[0] + far[0]).chunk(3)  # rows of H = H̃ + Ĥ, (B, d) each
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}  # (12)
 
@@ -101,14 +101,14 @@ class Scale(Recommender):
             terms["l2"] = self.config.l2 * embedding_l2(*self.embeddings.index_select(0, triplets).chunk(3))
         return terms  # their sum is (13)
 
-    def _convolve(self) -> tuple[Tensor, Tensor]:
-        """Both graph convolutions (7): the mean over layers of one graph, the last layer of the other."""
+    def _convolve(self, rows: Rows | None = None) -> tuple[Tensor, Tensor]:
+        """Both graph convolutions (7), or rows of them: the mean over layers of one graph, the last of the other."""
         graph = self.training_graph if self.training else self.whole_graph
-        interaction = graph.layer_mean(self.embeddings, self.config.interaction_layers)
+        interaction = graph.layer_mean(self.embeddings, self.config.interaction_layers, rows)
         semantic: Tensor = self.embeddings
-        for _ in range(self.config.semantic_layers):
+        for _ in range(self.config.semantic_layers - 1):
             semantic = self.semantic_graph(semantic)
-        return interaction, semantic
+        return interaction, self.semantic_graph(semantic, rows)
 
     def _sample(self, nodes: Tensor) -> Tensor:
         """At most `contrast_size` of `nodes`."""

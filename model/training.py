@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model import kernels
 from model.base import Batch, DataError, RecData, Recommender
 from model.checkpoint import Checkpoint, load_checkpoint, pack, save_checkpoint, unpack
 from model.config import TrainingConfig
@@ -121,7 +122,8 @@ def train(
     for split in ("valid", "test"):
         if getattr(data, split).nnz == 0:
             raise DataError(f"dataset {data.name}: {split} has no interactions, and training needs them")
-    with _threads(config.threads or (1 if data.train.nnz < SMALL else torch.get_num_threads())):
+    threads = config.threads or (1 if data.train.nnz < SMALL else torch.get_num_threads())
+    with _threads(threads), kernels.use(config.kernels):
         run = _Run(model, data, config, checkpoint, fingerprint)
         run.restore()
         for record in run.history:
@@ -158,7 +160,8 @@ class _Run:
         self._fingerprint = f"{fingerprint}|{type(model).__name__}|{model.config.model_dump_json()}|{settings}"
         self._generator = torch.Generator().manual_seed(config.seed)
         self._sampler = TripletSampler(data.train, config.batch_size)
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        fused = config.kernels == "fast"
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=fused)
         self._best_weights: dict[str, Tensor] = {}
         self.history: list[EpochRecord] = []
 

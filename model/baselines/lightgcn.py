@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import SparseGraph, bipartite_adjacency
+from model.layers import Rows, SparseGraph, bipartite_adjacency
 from model.losses import bpr, embedding_l2
 
 
@@ -45,8 +45,9 @@ class LightGCN(Recommender):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         nodes = torch.cat([batch.users, batch.positives + self.user_count, batch.negatives + self.user_count])
-        propagated = self.graph.layer_mean(self.embeddings, self.config.layers)  # (M + N, d)
-        users, positives, negatives = propagated.index_select(0, nodes).chunk(3)  # each (B, d)
+        rows = Rows.of(nodes, len(self.embeddings))
+        propagated = self.graph.layer_mean(self.embeddings, self.config.layers, rows)  # (U, d)
+        users, positives, negatives = propagated.index_select(0, rows.places[nodes]).chunk(3)  # each (B, d)
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}
         if self.config.l2:
             own = self.embeddings.index_select(0, nodes)

@@ -3,8 +3,8 @@
     python tests/benchmarks/quality.py --out docs/benchmarks/quality.json
 
 The stages of each dataset are made once (in --home) by `scale run`; then every model is trained with
-`training.kernels: fast` and `reference` from the same seeds, two trainings at a time with one thread each, which changes
-no result. Validation Recall@20 is that of the epoch that early stopping picks; the test split is not looked at.
+`training.kernels: fast` and `reference` from the same seeds, two trainings at a time with one thread each, which
+changes no result. Validation Recall@20 is that of the epoch that early stopping picks; the test split is not looked at.
 Needs SCALE_SHARED, the folder with the research data.
 """
 
@@ -140,8 +140,14 @@ def measure(seeds: int, out: Path | None) -> None:
         for form in FORMS:
             rows.append(results.row(name, f"validation R@20, {form}", "", values[form]))
         rows.append(
-            results.row(name, "difference of the means over the larger sd over seeds", "",
-                        [abs(paired["difference"]) / max(paired["fast_sd"], paired["reference_sd"])], 1.0, "at most")
+            results.row(
+                name,
+                "difference of the means over the larger sd over seeds",
+                "",
+                [abs(paired["difference"]) / max(paired["fast_sd"], paired["reference_sd"])],
+                1.0,
+                "at most",
+            )
         )
         notes.append(
             f"{name}: fast {paired['fast_mean']:.4f} ± {paired['fast_sd']:.4f}, reference "
