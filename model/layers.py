@@ -223,11 +223,16 @@ class SparseGraph(nn.Module):
     def _torch_matrix(self, device: torch.device) -> Tensor:
         """The matrix in a form that torch multiplies: coordinates on a CPU, CSR on a GPU; set up once per device."""
         if self._matrix is None or self._matrix.device != device:
-            self._matrix = torch.sparse_csr_tensor(
-                self.indptr, self.indices, self.values, self.shape, check_invariants=False
-            )
             if device.type == "cpu":
-                self._matrix = self._matrix.to_sparse_coo()
+                places = torch.stack([torch.repeat_interleave(self.indptr.diff()), self.indices.long()])
+                matrix = torch.sparse_coo_tensor(
+                    places, self.values, self.shape, is_coalesced=True, check_invariants=False
+                )
+            else:
+                matrix = torch.sparse_csr_tensor(
+                    self.indptr, self.indices, self.values, self.shape, check_invariants=False
+                )
+            self._matrix = matrix
         return self._matrix
 
 

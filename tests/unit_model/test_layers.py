@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array, random_array
+from torch import Tensor
 
-from model.layers import SparseGraph, bipartite_adjacency, degree_normalised, prune_edges
+from model.layers import Rows, SparseGraph, bipartite_adjacency, degree_normalised, prune_edges
 
 
 def graph(rows: int, columns: int, density: float, seed: int = 0) -> csr_array:
@@ -72,12 +73,34 @@ def test_layer_mean_and_its_gradient_equal_torch(layers: int, symmetric: bool) -
     torch.testing.assert_close(dense.grad, other.grad, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-def test_gpu_form_of_the_product_equals_the_kernel() -> None:
-    made = SparseGraph(graph(60, 30, 0.1))
-    dense, addend = torch.randn(30, 5), torch.randn(60, 5)
-    torch.testing.assert_close(made._multiply_torch(dense, addend.clone()), made.multiply(dense, addend))
-    torch.testing.assert_close(made._multiply_torch(dense, None), made.multiply(dense))
+@pytest.mark.parametrize("width", [5, 64, 70])
+def test_some_rows_of_a_product_are_those_of_the_whole(width: int) -> None:
+    made = SparseGraph(graph(60, 60, 0.1))
+    dense, addend = torch.randn(60, width), torch.randn(60, width)
+    rows, others = (Rows.of(torch.tensor(nodes), 60) for nodes in ([7, 3, 3, 59, 0], [1, 58, 4]))
+    whole = made.multiply(dense, addend)
+    assert torch.equal(made.multiply(dense, addend, rows=rows), whole[[0, 3, 7, 59]])
+    assert rows.places[[7, 3, 59, 1]].tolist() == [2, 1, 3, -1]
+    sparse, few = torch.zeros(60, width), dense[others.ids]
+    sparse[others.ids] = few
+    assert torch.equal(others.spread(few), sparse)
+    assert torch.equal(made.multiply(few, dense_rows=others), made.multiply(sparse))
+    expected = made.multiply(sparse, rows.spread(addend[rows.ids]))
+    assert torch.equal(made.multiply(few, addend[rows.ids], dense_rows=others, addend_rows=rows), expected)
+
+
+def test_torchs_form_of_the_product_equals_the_kernel() -> None:
+    made = SparseGraph(graph(60, 60, 0.1))
+    few, dense, addend = torch.randn(3, 5), torch.randn(60, 5), torch.randn(60, 5)
+    rows = Rows.of(torch.tensor([5, 1, 40]), 60)
+    cases: list[tuple[Tensor, Tensor | None, dict[str, Rows]]] = [
+        (dense, None, {}),
+        (dense, addend, {}),
+        (dense, addend, {"rows": rows}),
+        (few, few, {"dense_rows": rows, "addend_rows": rows}),
+    ]
+    for factor, plus, chosen in cases:
+        torch.testing.assert_close(made._multiply_torch(factor, plus, **chosen), made.multiply(factor, plus, **chosen))
 
 
 def test_product_does_not_depend_on_the_number_of_threads() -> None:

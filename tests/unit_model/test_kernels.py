@@ -1,0 +1,61 @@
+"""The compiled form against plain torch: the same losses, gradients and curves."""
+
+import numpy as np
+import pytest
+import torch
+
+from model import kernels
+from model.base import RecData, Recommender
+from model.config import Kernels, TrainingConfig
+from model.registry import MODELS, load
+from model.sampling import TripletSampler
+from model.training import train
+
+FORMS: tuple[Kernels, Kernels] = ("fast", "reference")
+# Every model as it comes, and depths that take other paths through the products.
+CASES: list[tuple[str, dict[str, int]]] = [(name, {}) for name in sorted(MODELS)]
+CASES += [("lightgcn", {"layers": 1}), ("scale", {"interaction_layers": 0}), ("scale", {"semantic_layers": 2})]
+every_case = pytest.mark.parametrize(("name", "settings"), CASES)
+
+
+def built(name: str, settings: dict[str, int], data: RecData) -> Recommender:
+    model_class = load(name)
+    return model_class(model_class.Config(**settings), data, torch.Generator().manual_seed(0))
+
+
+def losses_and_gradients(model: Recommender, data: RecData, form: Kernels) -> tuple[np.ndarray, list[np.ndarray]]:
+    generator = torch.Generator().manual_seed(1)
+    batch = next(TripletSampler(data.train, 16).epoch(generator, torch.device("cpu")))  # leaves nodes out
+    with kernels.use(form):
+        model.train()
+        model.before_epoch(1)
+        terms = model.loss(batch)
+        torch.stack(list(terms.values())).sum().backward()
+    gradients = [part.grad.numpy() for part in model.parameters() if part.grad is not None]
+    return np.array([term.item() for term in terms.values()]), gradients
+
+
+@every_case
+def test_losses_and_gradients_agree(name: str, settings: dict[str, int], checkerboard: RecData) -> None:
+    (losses, gradients), (expected, expected_gradients) = (
+        losses_and_gradients(built(name, settings, checkerboard), checkerboard, form) for form in FORMS
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert len(gradients) == len(expected_gradients) > 0
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-6, atol=1e-6 * np.abs(other).max())
+        assert np.abs(other).max() > 0
+
+
+@every_case
+def test_curves_agree_over_20_epochs(name: str, settings: dict[str, int], checkerboard: RecData) -> None:
+    config = TrainingConfig(
+        epochs=20, patience=20, batch_size=64, learning_rate=0.01, top_k=(5,), selection_metric="recall_at_5"
+    )
+    histories = [
+        train(built(name, settings, checkerboard), checkerboard, config.model_copy(update={"kernels": form})).history
+        for form in FORMS
+    ]
+    for fast, reference in zip(*histories, strict=True):
+        assert fast.losses == pytest.approx(reference.losses, rel=1e-4)
+        assert fast.validation == pytest.approx(reference.validation, abs=0.02)
