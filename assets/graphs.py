@@ -1,9 +1,7 @@
 """Graphs: subspaces by OMP (Algorithm 1), nearest neighbours (eqs. 4, 5), and their fusion (eq. 6)."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -23,7 +21,6 @@ SEARCH_CHECKS = CHECKS | {
     "neighbours_found": "A sample of rows finds at least the share `index.recall` of its true neighbours."
 }
 DENSITY_LIMIT, ISOLATED_LIMIT = 0.1, 0.05
-LEAST_GB = 0.25  # a graph stage's working memory beyond copies of its features, whatever its budget
 
 
 @stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
@@ -164,20 +161,10 @@ def _similarity(
 
 def _memory_left(context: dg.AssetExecutionContext, *features: np.ndarray | None) -> float:
     """What the process, with the features that it has loaded, leaves of the budget, in 10^9 bytes."""
-    budget, taken = settings_of(context).resources.memory_gb, _resident_bytes() / 1e9
-    least = sum(part.nbytes for part in features if part is not None) / 1e9 + LEAST_GB
-    if budget - taken < least:
-        context.log.warning(
-            f"resources.memory_gb = {budget}, and {taken:.2f} are in use before the graph is begun: it goes on with "
-            f"{least:.2f} more; raise the budget to {taken + least:.1f}"
-        )
-    return max(budget - taken, least)
+    from pipeline.graphs.products import memory_left
 
-
-def _resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+    size = sum(part.nbytes for part in features if part is not None)
+    return memory_left(settings_of(context).resources.memory_gb, size, context.log.warning)
 
 
 def _searched(context: dg.AssetExecutionContext, graph: csr_array, found: Mapping[str, Any]) -> Result:

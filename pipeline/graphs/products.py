@@ -3,7 +3,9 @@
 No BLAS takes part, so the kernels' thread pool is the only one that is busy (see `kernels`).
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from pipeline.graphs import kernels
 if TYPE_CHECKING:
     import torch
 
+LEAST_ROOM = 2.5e8  # bytes that a stage works in beside copies of its features, whatever its budget
 LARGEST_BLOCK = 2 * kernels.TILE  # rows; enough work for every thread, small enough for a lively progress bar
 
 
@@ -35,6 +38,30 @@ def accelerator(device: str) -> "torch.device | None":
     except Exception as error:  # a wrong name, no such device, a torch built without it
         raise ValueError(f"resources.device = {device!r} cannot be used: {error}; choose auto or cpu") from error
     return torch.device(device)
+
+
+def memory_left(budget_gb: float, features: int, warn: Callable[[str], None]) -> float:
+    """What this process leaves of `resources.memory_gb` for a graph, in 10^9 bytes: the graph functions' `memory_gb`.
+
+    Parameters
+    ----------
+    budget_gb
+        The whole process's budget, in 10^9 bytes.
+    features
+        Bytes of the features, which are loaded already.
+    warn
+        Called with a sentence where copies of the features and a little room to work in would not keep the budget;
+        that much is given all the same.
+    """
+    statm = Path("/proc/self/statm")  # where a system has none, the features are all that is known to be held
+    taken = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else features
+    left, least = budget_gb * 1e9 - taken, features + LEAST_ROOM
+    if left < least:
+        warn(
+            f"resources.memory_gb = {budget_gb} is too little: {taken / 1e9:.2f} are in use with the features loaded, "
+            f"and the graph takes {least / 1e9:.2f} more; raise it to {(taken + least) / 1e9:.1f}"
+        )
+    return max(left, least) / 1e9
 
 
 class UnitRows(NamedTuple):

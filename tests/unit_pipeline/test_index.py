@@ -9,7 +9,7 @@ import pytest
 from pipeline.graphs.index import SAMPLE, SEED, Index, build, cluster
 from pipeline.graphs.knn import Neighbours, nearest, similarity_graph
 from pipeline.graphs.omp import subspace_graph
-from pipeline.graphs.products import search, unit_rows
+from pipeline.graphs.products import memory_left, search, unit_rows
 from pipeline.settings import IndexSettings
 
 TINY = 1e-9  # memory_gb: one byte, so a block has one row
@@ -158,3 +158,13 @@ def test_a_dictionary_is_what_the_index_finds(same: bool) -> None:
             np.testing.assert_array_equal(support, exact.indices[exact.indptr[row] : exact.indptr[row + 1]])
     assert complete > 50
     assert shown["recall"] >= 0.9
+
+
+def test_memory_left_is_what_the_process_has_not_taken() -> None:
+    said: list[str] = []
+    left = memory_left(1000.0, 0, said.append)
+    assert 900 < left < 1000
+    assert not said
+    assert memory_left(0.001, 10**9, said.append) == pytest.approx(1.25)
+    assert len(said) == 1
+    assert "resources.memory_gb = 0.001 is too little" in said[0]
