@@ -39,7 +39,7 @@ def test_sparsity_reruns_subspace_graphs_and_what_reads_them(built: Path, tmp_pa
 
 def test_an_index_reruns_the_graphs_and_tells_its_recall(built: Path, tmp_path: Path, open_pipeline: Callable):
     with open_pipeline(copy(built, tmp_path)) as pipeline:
-        ran = pipeline.run(models=["lightgcn"], index__above=100, index__recall=0.5)
+        ran = pipeline.run(models=["scale"], index__above=100, index__recall=0.5)
         assert {"user_subspace_graph", "item_subspace_graph"} <= ran
         key = dg.AssetKey("user_subspace_graph")
         record = latest(pipeline.instance, key, "tiny")

@@ -90,7 +90,7 @@ def make(path: Path, rows: int, dimensions: int, seed: int) -> None:
 
 
 def measure(point: Point, folder: Path) -> dict[str, Any]:
-    """Make one graph as its stage does; `seconds`, `peak_gb`, `recall` of the index if there is one, `measured`."""
+    """Make one graph as its stage does; `seconds`, `peak_gb`, `recall` of an index, `measured` (how much)."""
     from pipeline import parquet
     from pipeline.graphs.knn import similarity_graph
     from pipeline.graphs.omp import subspace_graph
@@ -98,7 +98,7 @@ def measure(point: Point, folder: Path) -> dict[str, Any]:
     from pipeline.settings import IndexSettings, SimilaritySettings, SubspaceSettings
 
     _compile(folder / "warm.parquet")
-    start = time.perf_counter()
+    start = _clocks()
     targets = parquet.read_array(folder / ("item.parquet" if point.kind == "item" else "user.parquet"))
     candidates = parquet.read_array(folder / "item.parquet") if point.kind == "user_item" else None
     found: dict[str, Any] = {}
@@ -107,13 +107,13 @@ def measure(point: Point, folder: Path) -> dict[str, Any]:
     def report(figures: dict[str, Any]) -> None:
         nonlocal search_began
         found.update(figures)
-        search_began = time.perf_counter()
+        search_began = _clocks()
 
     def progress(count: int, total: int) -> None:
         nonlocal stopped, done
         done = count
         if point.part and count >= point.part and count < total:
-            stopped = time.perf_counter()
+            stopped = _clocks()
             raise Enough
 
     features = targets.nbytes + (0 if candidates is None else candidates.nbytes)
@@ -130,21 +130,27 @@ def measure(point: Point, folder: Path) -> dict[str, Any]:
         parquet.write_graph(graph, folder / "graph.parquet")
     except Enough:
         pass
-    total, ended = len(targets), time.perf_counter()
-    seconds, measured = ended - start, "whole"
+    ended, total, measured = _clocks(), len(targets), "whole"
+    seconds = ended - start
     if stopped is not None:
         # Without an index, what goes before the search is under a hundredth of it and is extrapolated along.
-        seconds = search_began - start + (stopped - search_began) * total / done
+        seconds = search_began - start + (stopped - search_began) * (total / done)
         measured = f"{done:,} of {total:,} targets" + (", the whole index" if found else "")
     status = Path("/proc/self/status").read_text()
     return {
-        "seconds": seconds,
-        "measured_seconds": ended - start,
+        "seconds": seconds[0],
+        "cpu_seconds": seconds[1],
+        "measured_seconds": (ended - start)[0],
         "peak_gb": int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9,
         "recall": found.get("recall"),
         "compared_share": found.get("compared_share", 1.0),
         "measured": measured,
     }
+
+
+def _clocks() -> np.ndarray:
+    """Wall time, and processor time of all threads."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _compile(path: Path) -> None:
@@ -267,7 +273,8 @@ def main() -> None:
         "curves": [{"name": name, **figures} for name, figures in curves.items()],
         "notes": [
             f"Budget of a stage's process: {options.budget:g} GB, all memory counted; 10^9 bytes.",
-            "Seconds of a point of which a part was measured are extrapolated: see `measured`.",
+            "Seconds, and cpu_seconds of all threads, of a point of which a part was measured are extrapolated: see "
+            "`measured`.",
         ],
     }
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
