@@ -22,6 +22,7 @@ SEED = 0
 SAMPLE = 512  # queries that the number of probes is chosen by; as many others measure the recall
 ROUNDS = 8  # of k-means
 MEMBERS = 32  # rows for each cluster that k-means sees
+SAMPLE_ROOM = 2e9  # bytes in which the sample is searched exactly; more would save little time
 ERRORS = 3.0  # standard errors by which the sample that decides must be better than what is asked for
 
 Report = Callable[[dict[str, Any]], None]
@@ -209,6 +210,7 @@ def _found(
     np.put_along_axis(rank, ranked, np.arange(ranked.shape[1], dtype=np.int32)[None, :], axis=1)
     counts = np.zeros((len(sample), ranked.shape[1]), np.int32)
     done = 0
+    room = min(room, SAMPLE_ROOM)
     for rows, ids, _ in products.search(queries, candidates, k, False, [(sample, everyone)], room):
         ranks = rank[groups.labels[rows][:, None], clusters.labels[ids]]
         for place, row in enumerate(ranks, start=done):
