@@ -1,5 +1,7 @@
 """Graphs: subspaces by OMP (Algorithm 1), nearest neighbours (eqs. 4, 5), and their fusion (eq. 6)."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -15,10 +17,13 @@ CHECKS = {
     "not_over_dense": "At most a tenth of all possible edges.",
     "few_isolated_nodes": "At most 5 % of the nodes have no edge.",
 }
+SEARCH_CHECKS = CHECKS | {
+    "neighbours_found": "A sample of rows finds at least the share `index.recall` of its true neighbours."
+}
 DENSITY_LIMIT, ISOLATED_LIMIT = 0.1, 0.05
 
 
-@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def user_subspace_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -26,7 +31,7 @@ def user_subspace_graph(
     return _subspace(context, progress, user_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def item_subspace_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -34,7 +39,7 @@ def item_subspace_graph(
     return _subspace(context, progress, item_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def user_item_subspace_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -45,7 +50,7 @@ def user_item_subspace_graph(
     return _subspace(context, progress, user_text_embeddings, item_text_embeddings)
 
 
-@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
 def user_similarity_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -53,7 +58,7 @@ def user_similarity_graph(
     return _similarity(context, progress, user_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
 def item_text_similarity_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -61,19 +66,19 @@ def item_text_similarity_graph(
     return _similarity(context, progress, item_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
 def item_visual_similarity_graph(
     context: dg.AssetExecutionContext, item_visual_embeddings: np.ndarray, progress: Progress
 ) -> Result:
     """G_I^v: each item's nearest items by image; (0, 0) where the dataset has no images."""
     if item_visual_embeddings.shape[0] == 0:
         return Result(
-            csr_array((0, 0), dtype=np.float32), {"visual modality": "none"}, dict.fromkeys(CHECKS, Check(True))
+            csr_array((0, 0), dtype=np.float32), {"visual modality": "none"}, dict.fromkeys(SEARCH_CHECKS, Check(True))
         )
     return _similarity(context, progress, item_visual_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
 def user_item_similarity_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -117,17 +122,20 @@ def _subspace(
     from pipeline.graphs.omp import subspace_graph
 
     settings = settings_of(context)
+    found: dict[str, Any] = {}
     graph = subspace_graph(
         targets,
         candidates,
         dictionary_size=settings.subspace.dictionary_size,
         sparsity=settings.subspace.sparsity,
-        memory_gb=settings.resources.memory_gb,
+        memory_gb=_memory_left(context, targets, candidates),
         threads=settings.resources.threads,
         progress=progress.bar(context, "matching pursuit"),
         device=settings.resources.device,
+        index=settings.index,
+        report=found.update,
     )
-    return _result(context, graph)
+    return _searched(context, graph, found)
 
 
 def _similarity(
@@ -136,16 +144,42 @@ def _similarity(
     from pipeline.graphs.knn import similarity_graph
 
     settings = settings_of(context)
+    found: dict[str, Any] = {}
     graph = similarity_graph(
         queries,
         candidates,
         settings.similarity.neighbours,
-        memory_gb=settings.resources.memory_gb,
+        memory_gb=_memory_left(context, queries, candidates),
         threads=settings.resources.threads,
         progress=progress.bar(context, "nearest neighbours"),
         device=settings.resources.device,
+        index=settings.index,
+        report=found.update,
     )
-    return _result(context, graph)
+    return _searched(context, graph, found)
+
+
+def _memory_left(context: dg.AssetExecutionContext, *features: np.ndarray | None) -> float:
+    """What the process, with the features that it has loaded, leaves of the budget, in 10^9 bytes."""
+    from pipeline.graphs.products import memory_left
+
+    size = sum(part.nbytes for part in features if part is not None)
+    return memory_left(settings_of(context).resources.memory_gb, size, context.log.warning)
+
+
+def _searched(context: dg.AssetExecutionContext, graph: csr_array, found: Mapping[str, Any]) -> Result:
+    """Add how the neighbours were found: by an index and with which recall, or exactly."""
+    result = _result(context, graph)
+    if not found:
+        check = Check(True, {"search": "exact"})
+        return replace(result, checks={**result.checks, "neighbours_found": check})
+    context.log.info(f"index of {found['clusters']:,} clusters: recall {found['recall']:.3f}")
+    advice = (
+        "" if found["recall"] >= found["recall_asked"] else "raise index.recall, or index.above for an exact search"
+    )
+    check = Check(not advice, {**found, **({"advice": advice} if advice else {})})
+    shown = {f"index_{name}": value for name, value in found.items()}
+    return replace(result, shown={**result.shown, **shown}, checks={**result.checks, "neighbours_found": check})
 
 
 def _result(context: dg.AssetExecutionContext, graph: csr_array, blocks: tuple[int, int] | None = None) -> Result:

@@ -207,6 +207,7 @@ SETTINGS: dict[str, Callable[[Dataset], dict[str, Any]]] = {
     "embeddings": lambda settings: _embeddings(settings.embeddings),
     "similarity": _group("similarity"),
     "subspace": _group("subspace"),
+    "index": _group("index"),
     "fusion": _group("fusion"),
 }
 

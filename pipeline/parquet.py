@@ -26,6 +26,7 @@ from pipeline.graphs.csr import edges, from_edges
 SHAPE = b"scale.shape"
 COMPRESSION = "zstd"
 _ABANDONED_SECONDS = 3600
+_PACKED_BYTES, _UNPACKED_BYTES = 2**26, 2**23  # of a matrix at a time, when it is written and when it is read
 
 
 class StoredFileError(ValueError):
@@ -82,11 +83,11 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def write_table(table: pl.DataFrame | pa.Table, path: Path) -> None:
-    """Write a table."""
+def write_table(table: pl.DataFrame | pa.Table, path: Path, group_rows: int | None = None) -> None:
+    """Write a table; `group_rows` are packed at a time, by default as many as Parquet likes."""
     arrow = table if isinstance(table, pa.Table) else table.to_arrow(compat_level=pl.CompatLevel.oldest())
     with atomic_path(path) as temporary:
-        pq.write_table(arrow, temporary, compression=COMPRESSION, write_page_checksum=True)
+        pq.write_table(arrow, temporary, compression=COMPRESSION, write_page_checksum=True, row_group_size=group_rows)
 
 
 def write_array(vectors: np.ndarray, path: Path) -> None:
@@ -95,7 +96,7 @@ def write_array(vectors: np.ndarray, path: Path) -> None:
         raise ValueError(f"expected a 2-d float32 matrix, got {vectors.dtype} of shape {vectors.shape}")
     width = max(vectors.shape[1], 1)  # Arrow has no lists of size 0
     values = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), width)
-    write_table(_with_shape(pa.table({"vector": values}), vectors.shape), path)
+    write_table(_with_shape(pa.table({"vector": values}), vectors.shape), path, _rows(_PACKED_BYTES, width))
 
 
 def write_graph(graph: csr_array, path: Path) -> None:
@@ -110,16 +111,28 @@ def read_table(path: Path) -> pl.DataFrame:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Read an (n, d) float32 matrix."""
-    table = _read(path)
-    values = table.column("vector").combine_chunks().flatten() if len(table) else pa.array([], pa.float32())
-    return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(_shape(table, path))
+    """Read an (n, d) float32 matrix, a piece at a time: little is held besides the matrix itself."""
+    with _opened(path) as file:
+        shape = _shape(file.schema_arrow, path)
+        vectors = np.empty(shape, np.float32)
+        if vectors.size:
+            done = 0
+            for batch in file.iter_batches(_rows(_UNPACKED_BYTES, shape[1]), columns=["vector"]):
+                vectors[done : done + len(batch)] = batch.column(0).flatten().to_numpy().reshape(-1, shape[1])
+                done += len(batch)
+            if done != shape[0]:
+                raise StoredFileError(f"{path}: holds {done} of {shape[0]} rows; delete it and run its stage again")
+    return vectors
+
+
+def _rows(size: int, width: int) -> int:
+    return max(1, size // (4 * width))
 
 
 def read_graph(path: Path) -> csr_array:
     """Read a binary graph: data 1.0 (float32), sorted indices."""
     table = _read(path)
-    shape = _shape(table, path)
+    shape = _shape(table.schema, path)
     rows, columns = (table.column(name).to_numpy() for name in ("row", "column"))
     try:
         return from_edges(rows, columns, shape)
@@ -141,8 +154,8 @@ def _with_shape(table: pa.Table, shape: tuple[int, ...]) -> pa.Table:
     return table.replace_schema_metadata({SHAPE: json.dumps(list(shape)).encode()})
 
 
-def _shape(table: pa.Table, path: Path) -> tuple[int, int]:
-    metadata = table.schema.metadata or {}
+def _shape(schema: pa.Schema, path: Path) -> tuple[int, int]:
+    metadata = schema.metadata or {}
     if SHAPE not in metadata:
         raise StoredFileError(f"{path}: holds a plain table, not an embedding matrix or a graph")
     rows, columns = json.loads(metadata[SHAPE])
@@ -150,8 +163,19 @@ def _shape(table: pa.Table, path: Path) -> tuple[int, int]:
 
 
 def _read(path: Path) -> pa.Table:
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; what cannot be read of it is told as such, also later, while it is open.
+
+    It is not buffered ahead: that would hold the whole file.
+    """
     try:
-        return pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise

@@ -254,6 +254,17 @@ class SubspaceSettings(Closed):
     sparsity: int = Field(10, ge=1, description="k_o: rounds of OMP.")
 
 
+class IndexSettings(Closed):
+    """How neighbours are found among many candidates, for both kinds of graph."""
+
+    above: int = Field(
+        100_000, ge=1, description="More candidates than this are searched by an index, fewer exactly; a GPU is exact."
+    )
+    recall: float = Field(
+        0.95, gt=0, lt=1, description="Share of the true neighbours that an index is made to find, judged by a sample."
+    )
+
+
 class FusionSettings(Closed):
     """The semantic graph (eq. 6) and its ablations."""
 
@@ -273,7 +284,9 @@ class FusionSettings(Closed):
 class ResourceSettings(Closed):
     """What a stage may take of the machine; never part of a version, since results do not depend on it."""
 
-    memory_gb: float = Field(4.0, gt=0, description="Budget of the graph stages; above it they work in row blocks.")
+    memory_gb: float = Field(
+        4.0, gt=0, description="10^9 bytes that the process of a graph stage may take; it works in blocks to keep it."
+    )
     threads: int | None = Field(None, ge=1, description="Default: every core.")
     device: str = Field(
         "auto",
@@ -296,6 +309,7 @@ class DatasetSettings(Closed):
     embeddings: EmbeddingSettings = EmbeddingSettings()
     similarity: SimilaritySettings = SimilaritySettings()
     subspace: SubspaceSettings = SubspaceSettings()
+    index: IndexSettings = IndexSettings()
     fusion: FusionSettings = FusionSettings()
     resources: ResourceSettings = ResourceSettings()
     published: dict[str, dict[str, float]] = Field(

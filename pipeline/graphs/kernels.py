@@ -173,23 +173,25 @@ def scale_rows(features: np.ndarray, kept: np.ndarray, norms: np.ndarray, units:
 
 
 @njit(parallel=True, cache=True)
-def _pack(rows: np.ndarray, width: int, panels: np.ndarray) -> None:
-    """Lay rows (n, d) out as panels (ceil(n / width), d, width), the last one filled up with zeros."""
+def _pack(rows: np.ndarray, ids: np.ndarray, width: int, panels: np.ndarray) -> None:
+    """Lay rows[ids] (n, d) out as panels (ceil(n / width), d, width), the last one filled up with zeros."""
     for panel in prange(panels.shape[0]):
         for lane in range(width):
-            i = panel * width + lane
-            if i < rows.shape[0]:
+            place = panel * width + lane
+            if place < ids.shape[0]:
+                row = rows[ids[place]]
                 for k in range(rows.shape[1]):
-                    panels[panel, k, lane] = rows[i, k]
+                    panels[panel, k, lane] = row[k]
             else:
                 for k in range(rows.shape[1]):
                     panels[panel, k, lane] = 0.0
 
 
-def pack(rows: np.ndarray, width: int) -> np.ndarray:
-    """Panels (ceil(n / width), d, width) of rows (n, d), both float32."""
-    panels = np.empty((-(-rows.shape[0] // width), rows.shape[1], width), np.float32)
-    _pack(rows, width, panels)
+def pack(rows: np.ndarray, width: int, ids: np.ndarray | None = None) -> np.ndarray:
+    """Panels (ceil(n / width), d, width) of the rows (m, d), or of those that `ids` (n,) names, all float32."""
+    ids = np.arange(rows.shape[0], dtype=np.int32) if ids is None else ids.astype(np.int32, copy=False)
+    panels = np.empty((-(-ids.size // width), rows.shape[1], width), np.float32)
+    _pack(rows, ids, width, panels)
     return panels
 
 
@@ -229,13 +231,16 @@ def _turn(tile: np.ndarray, turned: np.ndarray) -> None:
 
 
 @njit(parallel=True, cache=True)
-def multiply(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
-    """out (n, m) = products of the rows in `left` (panels of ROWS) with those in `right` (panels of COLUMNS)."""
-    across = (out.shape[1] + TILE - 1) // TILE
+def multiply(left: np.ndarray, right: np.ndarray, first: int, out: np.ndarray) -> None:
+    """Products of the rows in `left` (panels of ROWS) with those in `right` (panels of COLUMNS).
+
+    They go to the columns of `out` from tile `first` on, that is from first * TILE.
+    """
+    across = (right.shape[0] * COLUMNS + TILE - 1) // TILE
     for task in prange((out.shape[0] + TILE - 1) // TILE * across):
         tile = np.empty(TILE * TILE, np.float32)
         _fill_tile(left, right, task // across, task % across, tile)
-        _store_tile(tile, task // across, task % across, out)
+        _store_tile(tile, task // across, first + task % across, out)
 
 
 @njit(parallel=True, cache=True)
@@ -257,6 +262,21 @@ def multiply_self(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
             turned = np.empty(TILE * TILE, np.float32)
             _turn(tile, turned)
             _store_tile(turned, j, i, out)
+
+
+@njit(parallel=True, cache=True)
+def group_means(rows: np.ndarray, order: np.ndarray, starts: np.ndarray, means: np.ndarray) -> None:
+    """means[g] (d,) float32 = mean of rows[order[starts[g] : starts[g + 1]]]; that of an empty group stays as it is."""
+    for g in prange(means.shape[0]):
+        count = starts[g + 1] - starts[g]
+        if count > 0:
+            total = np.zeros(rows.shape[1], np.float64)
+            for place in range(starts[g], starts[g + 1]):
+                row = rows[order[place]]
+                for k in range(rows.shape[1]):
+                    total[k] += row[k]
+            for k in range(rows.shape[1]):
+                means[g, k] = total[k] / count
 
 
 # ------------------------------------------------------------------------------------------------------ selection

@@ -1,11 +1,16 @@
 """Subspace-aware graphs: sparse self-expression by orthogonal matching pursuit (Algorithm 1)."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from pipeline.graphs import csr
+from pipeline.settings import IndexSettings
+
+if TYPE_CHECKING:
+    from pipeline.graphs.index import Report
 
 
 def subspace_graph(
@@ -17,6 +22,8 @@ def subspace_graph(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     device: str = "cpu",
+    index: IndexSettings | None = None,
+    report: "Report | None" = None,
 ) -> csr_array:
     """Supports of orthogonal matching pursuit: an edge from each target to every atom chosen for it.
 
@@ -26,9 +33,9 @@ def subspace_graph(
     falls to 1e-6 of the target's norm. An atom within 1e-3 of the span of the chosen ones (squared: 1e-6) is skipped.
 
     While correlations are well above the resolution of float32, a round works in correlation space: it needs one line
-    of the candidates' Gram matrix, which is computed once for all targets if it fits the budget. Otherwise the products
-    that a round needs come from the gathered dictionary, bit for bit the same, so the graph does not depend on the
-    budget. A target whose residual gets small goes on in float64 from the features themselves.
+    of the candidates' Gram matrix, which is computed once for all targets if it fits the budget and no index is used.
+    Otherwise the products that a round needs come from the gathered dictionary, bit for bit the same, so the graph does
+    not depend on the budget. A target whose residual gets small goes on in float64 from the features themselves.
 
     Parameters
     ----------
@@ -41,14 +48,13 @@ def subspace_graph(
     sparsity
         k_o, the largest support.
     memory_gb
-        Budget in 10^9 bytes of the Gram matrix and of the similarities held at a time. Copies of the features come on
-        top (8 d bytes for each target and each candidate), and for each thread 4 k_s (d + k_o) bytes.
+        As for `knn.nearest`; the Gram matrix counts too, and for each thread 4 k_s (d + k_o) bytes where there is none.
     threads
         Default: every core.
     progress
         Called with (targets done, targets in all).
-    device
-        As for `knn.nearest`.
+    device, index, report
+        As for `knn.nearest`; the index finds the dictionaries.
 
     Returns
     -------
@@ -62,6 +68,7 @@ def subspace_graph(
         device.
     """
     from pipeline.graphs import kernels, products
+    from pipeline.graphs.index import comparisons
 
     if dictionary_size < 1 or sparsity < 1:
         raise ValueError(f"dictionary_size = {dictionary_size}, sparsity = {sparsity}: both must be at least 1")
@@ -79,19 +86,24 @@ def subspace_graph(
             )
             supports[left.kept] = np.where(found >= 0, right.kept[found], -1)
         elif size > 0 and left.kept.size > 0:
-            gram = products.gram(right.units, budget)
-            room = budget if gram is None else budget - gram.nbytes
-            none = np.empty((0, 0), np.float32)
-            whole = gram if same else None
-            for first, last, block in products.similarity_blocks(left.units, right.units, whole, room):
-                own = np.arange(first, last) if same else np.full(last - first, -1)
-                ids, similarities = np.empty((last - first, size), np.int32), np.empty((last - first, size), np.float32)
-                kernels.select(block, own, True, ids, similarities)
-                found = np.full((last - first, supports.shape[1]), -1, np.int32)
-                kernels.pursue(
-                    left.units[first:last], right.units, ids, similarities, none if gram is None else gram, found
-                )
-                supports[left.kept[first:last]] = np.where(found >= 0, right.kept[found], -1)
+            held = left.units.nbytes + (0 if same else right.units.nbytes) + supports.nbytes
+            room = budget - held - 8 * size * products.LARGEST_BLOCK  # ids and similarities of a block
+            if index is not None and right.kept.size <= index.above:
+                index = None
+            gram = products.gram(right.units, room) if index is None else None
+            if gram is None:
+                room -= kernels.get_num_threads() * 4 * size * (right.units.shape[1] + sparsity)
+                gram = np.empty((0, 0), np.float32)
+            whole, done = np.arange(left.kept.size, dtype=np.int32), 0
+            groups = comparisons(left.units, right.units, whole, size, index, room - gram.nbytes, report)
+            ready = gram if same and gram.size else None
+            for part, ids, similarities in products.search(
+                left.units, right.units, size, True, groups, room - gram.nbytes, ready
+            ):
+                found = np.full((part.size, supports.shape[1]), -1, np.int32)
+                kernels.pursue(left.units[part], right.units, ids, similarities, gram, found)
+                supports[left.kept[part]] = np.where(found >= 0, right.kept[found], -1)
+                done += part.size
                 if progress is not None:
-                    progress(last, left.kept.size)
+                    progress(done, left.kept.size)
     return csr.from_neighbours(supports, (targets if candidates is None else candidates).shape[0])

@@ -3,7 +3,9 @@
 No BLAS takes part, so the kernels' thread pool is the only one that is busy (see `kernels`).
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from pipeline.graphs import kernels
 if TYPE_CHECKING:
     import torch
 
+LEAST_ROOM = 2.5e8  # bytes that a stage works in beside copies of its features, whatever its budget
 LARGEST_BLOCK = 2 * kernels.TILE  # rows; enough work for every thread, small enough for a lively progress bar
 
 
@@ -35,6 +38,30 @@ def accelerator(device: str) -> "torch.device | None":
     except Exception as error:  # a wrong name, no such device, a torch built without it
         raise ValueError(f"resources.device = {device!r} cannot be used: {error}; choose auto or cpu") from error
     return torch.device(device)
+
+
+def memory_left(budget_gb: float, features: int, warn: Callable[[str], None]) -> float:
+    """What this process leaves of `resources.memory_gb` for a graph, in 10^9 bytes: the graph functions' `memory_gb`.
+
+    Parameters
+    ----------
+    budget_gb
+        The whole process's budget, in 10^9 bytes.
+    features
+        Bytes of the features, which are loaded already.
+    warn
+        Called with a sentence where copies of the features and a little room to work in would not keep the budget;
+        that much is given all the same.
+    """
+    statm = Path("/proc/self/statm")  # where a system has none, the features are all that is known to be held
+    taken = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else features
+    left, least = budget_gb * 1e9 - taken, features + LEAST_ROOM
+    if left < least:
+        warn(
+            f"resources.memory_gb = {budget_gb} is too little: {taken / 1e9:.2f} are in use with the features loaded, "
+            f"and the graph takes {least / 1e9:.2f} more; raise it to {(taken + least) / 1e9:.1f}"
+        )
+    return max(left, least) / 1e9
 
 
 class UnitRows(NamedTuple):
@@ -86,10 +113,10 @@ def unit_pair(queries: np.ndarray, candidates: np.ndarray | None) -> tuple[UnitR
     return unit_rows(queries, "queries"), unit_rows(candidates, "candidates")
 
 
-def gram(units: np.ndarray, budget: float) -> np.ndarray | None:
-    """Products of all rows (m, m) float32, or None where they and one block of rows exceed `budget` bytes."""
-    size = units.shape[0]
-    if 4 * size * (size + kernels.ROWS) > budget:
+def gram(units: np.ndarray, room: float) -> np.ndarray | None:
+    """Products of all rows (m, m) float32, or None where `room` bytes do not hold them, packed rows and a block."""
+    size, packed = units.shape[0], 2 * units.nbytes
+    if 4 * size * (size + kernels.ROWS) + packed > room:
         return None
     out = np.empty((size, size), np.float32)
     kernels.multiply_self(kernels.pack(units, kernels.ROWS), kernels.pack(units, kernels.COLUMNS), out)
@@ -97,7 +124,7 @@ def gram(units: np.ndarray, budget: float) -> np.ndarray | None:
 
 
 def nearest_by_sweep(
-    units: np.ndarray, k: int, budget: float, progress: Callable[[int, int], None] | None
+    units: np.ndarray, k: int, room: float, progress: Callable[[int, int], None] | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Neighbours of each row among the others with half the products: the one set's similarities are symmetric.
 
@@ -107,20 +134,21 @@ def nearest_by_sweep(
     -------
     tuple or None
         Ids (n, k) int32 and similarities (n, k) float32 as in `knn.Neighbours`; ids of -1 also in a row whose sample
-        misled, which is to be searched another way. None where the set is too small to gain by this, or the budget
-        (bytes) too small for the lists of candidates.
+        misled, which is to be searched another way. None where the set is too small to gain by this, or `room`
+        (bytes) too small for packed rows, a strip of products, and the lists of candidates.
     """
     n = units.shape[0]
     rank = kernels.likely_rank(k, n)
     likely = rank * n / kernels.SAMPLE
     capacity = int(likely * (1 + 4 / rank**0.5)) + 16
     rows = LARGEST_BLOCK
-    if n < 8 * rows or capacity > n // 2 or 8 * n * capacity + 4 * rows * n > budget:
+    taken = 2 * units.nbytes + 4 * rows * n + 8 * n * capacity
+    if n < 8 * rows or capacity > n // 2 or taken > room:
         return None
     left, right = kernels.pack(units, kernels.ROWS), kernels.pack(units, kernels.COLUMNS)
     floors, counts = np.empty(n, np.float32), np.zeros(n, np.int32)
     sample = np.ascontiguousarray(units[:: n // kernels.SAMPLE])
-    for first, last, block in similarity_blocks(units, sample, None, budget):
+    for first, last, block in similarity_blocks(units, sample, room - taken):
         kernels.find_floors(block, rank, floors[first:last])
     ids, values = np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32)
     chosen, similarities = np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32)
@@ -135,8 +163,61 @@ def nearest_by_sweep(
     return chosen, similarities
 
 
+def search(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    k: int,
+    by_id: bool,
+    groups: Iterable[tuple[np.ndarray, np.ndarray]],
+    room: float,
+    products: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Compare every group of queries with its candidates; yield `rows, ids, similarities` of a block of queries each.
+
+    Parameters
+    ----------
+    queries, candidates
+        (n, d) and (m, d) unit rows. Where they are one and the same array, a row is none of its own neighbours.
+    k
+        At most the number of other candidates in any group.
+    by_id
+        Order of a row's ids (b, k) int32 and similarities (b, k) float32: ascending ids, instead of nearest first.
+    groups
+        Rows of `queries`, and the rows of `candidates` to compare them with, ascending; int32.
+    room
+        Bytes that a block and the packed rows may take.
+    products
+        (n, m) similarities of all with all, if they are there already; then there is one group, of all.
+    """
+    for rows, columns in groups:
+        for first, last, block in (
+            similarity_blocks(queries, candidates, room, rows, columns) if products is None else _parts(products)
+        ):
+            part = rows[first:last]
+            own = places(columns, part) if queries is candidates else np.full(part.size, -1)
+            chosen, values = np.empty((part.size, k), np.int32), np.empty((part.size, k), np.float32)
+            kernels.select(block, own, by_id, chosen, values)
+            yield part, columns[chosen], values
+
+
+def _parts(products: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    for first in range(0, len(products), LARGEST_BLOCK):
+        last = min(len(products), first + LARGEST_BLOCK)
+        yield first, last, products[first:last]
+
+
+def places(ascending: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of `wanted` stands in an ascending array; -1 where it does not."""
+    place = np.searchsorted(ascending, wanted)
+    return np.where(ascending[np.minimum(place, ascending.size - 1)] == wanted, place, -1)
+
+
 def similarity_blocks(
-    queries: np.ndarray, candidates: np.ndarray, products: np.ndarray | None, budget: float
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    room: float,
+    rows: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield `first, last, similarities` (last - first, m) over all queries; the array is only good until the next.
 
@@ -144,24 +225,27 @@ def similarity_blocks(
     ----------
     queries, candidates
         (n, d) and (m, d) unit rows.
-    products
-        The similarities, if they are there already.
-    budget
-        Bytes that a block may take; it has at least one row.
+    room
+        Bytes that a block and the packed rows may take; a block has at least one row.
+    rows, columns
+        Ids of the queries and of the candidates to take instead of all, int32.
     """
-    n, m = queries.shape[0], candidates.shape[0]
-    if products is not None:
-        for first in range(0, n, LARGEST_BLOCK):
-            last = min(n, first + LARGEST_BLOCK)
-            yield first, last, products[first:last]
+    rows = np.arange(queries.shape[0], dtype=np.int32) if rows is None else rows
+    columns = np.arange(candidates.shape[0], dtype=np.int32) if columns is None else columns
+    n, m, row_bytes = rows.size, columns.size, 4 * queries.shape[1]
+    if n == 0 or m == 0:
         return
-    if n == 0:
-        return
-    rows = int(min(max(budget // (4 * m), 1), LARGEST_BLOCK, n))
-    right = kernels.pack(candidates, kernels.COLUMNS)
-    buffer = np.empty((rows, m), np.float32)
-    for first in range(0, n, rows):
-        last = min(n, first + rows)
-        block = buffer[: last - first]
-        kernels.multiply(kernels.pack(queries[first:last], kernels.ROWS), right, block)
+    segment = m  # candidates packed at a time: all of them once, or some of them anew for every block
+    if row_bytes * m > room / 2:
+        segment = kernels.TILE * max(1, int(room / 4 // (row_bytes * kernels.TILE)))
+    height = int(min(max((room - row_bytes * min(segment, m)) // (4 * m + row_bytes), 1), LARGEST_BLOCK, n))
+    buffer, right = np.empty((height, m), np.float32), None
+    for first in range(0, n, height):
+        last = min(n, first + height)
+        block, left = buffer[: last - first], kernels.pack(queries, kernels.ROWS, rows[first:last])
+        for start in range(0, m, segment):
+            if right is None or segment < m:
+                right = None  # the last segment's memory is free before the next takes its own
+                right = kernels.pack(candidates, kernels.COLUMNS, columns[start : start + segment])
+            kernels.multiply(left, right, start // kernels.TILE, block)
         yield first, last, block

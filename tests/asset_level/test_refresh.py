@@ -11,7 +11,7 @@ import pytest
 from assets.definitions import defs
 from assets.refresh import StageError
 from assets.storage import stored_path
-from assets.versions import recorded_version
+from assets.versions import latest, recorded_version
 
 SUBSPACE = {"user_subspace_graph", "item_subspace_graph", "user_item_subspace_graph"}
 SCALE = {"trained_model (scale)", "user_metrics (scale)", "recommendations (scale)"}
@@ -35,6 +35,20 @@ def test_sparsity_reruns_subspace_graphs_and_what_reads_them(built: Path, tmp_pa
     with open_pipeline(copy(built, tmp_path)) as pipeline:
         assert pipeline.run(subspace__sparsity=4) == SUBSPACE | {"semantic_graph"} | SCALE
         assert pipeline.run(subspace__sparsity=4) == set()
+
+
+def test_an_index_reruns_the_graphs_and_tells_its_recall(built: Path, tmp_path: Path, open_pipeline: Callable):
+    with open_pipeline(copy(built, tmp_path)) as pipeline:
+        ran = pipeline.run(models=["scale"], index__above=100, index__recall=0.5)
+        assert {"user_subspace_graph", "item_subspace_graph"} <= ran
+        key = dg.AssetKey("user_subspace_graph")
+        record = latest(pipeline.instance, key, "tiny")
+        assert record is not None
+        assert record.shown["index_recall"] >= 0.5
+        assert "index_recall" not in latest(pipeline.instance, dg.AssetKey("item_subspace_graph"), "tiny").shown
+        check = dg.AssetCheckKey(key, "neighbours_found")
+        found = pipeline.instance.event_log_storage.get_latest_asset_check_execution_by_key([check])[check]
+        assert found.status.value == "SUCCEEDED"
 
 
 def test_model_settings_rerun_that_model(built: Path, tmp_path: Path, open_pipeline: Callable):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_array, random_array
 
@@ -21,6 +22,19 @@ def test_array_round_trip(tmp_path: Path, shape: tuple[int, int]):
     assert read.shape == shape
     assert read.dtype == np.float32
     assert np.array_equal(read, vectors)
+
+
+def test_array_is_written_and_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet, "_PACKED_BYTES", 4 * 6 * 10)
+    monkeypatch.setattr(parquet, "_UNPACKED_BYTES", 4 * 6 * 3)
+    vectors = np.random.default_rng(0).normal(size=(37, 6)).astype(np.float32)
+    path = tmp_path / "vectors.parquet"
+    parquet.write_array(vectors, path)
+    assert pq.ParquetFile(path).num_row_groups == 4
+    assert np.array_equal(parquet.read_array(path), vectors)
+    pq.write_table(pq.read_table(path).slice(0, 30), path)  # its shape in the metadata says 37
+    with pytest.raises(parquet.StoredFileError, match="holds 30 of 37 rows"):
+        parquet.read_array(path)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (4, 4), (3, 0), (0, 0)])
