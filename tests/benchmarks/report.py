@@ -1,0 +1,206 @@
+"""BENCHMARKS.md and its pictures, made of whatever results there are.
+
+    python tests/benchmarks/report.py [FOLDER]
+
+reads FOLDER/benchmarks/*.json (default: docs/) and writes FOLDER/BENCHMARKS.md and FOLDER/benchmarks/*.png.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.results import Json, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INTRODUCTION = """\
+# Benchmarks
+
+Made by `make bench-full` from the results in [`benchmarks/`](benchmarks); `make bench` does the same in minutes, with
+fewer rounds, into `var/`. Jobs have a process each and take turns: a round goes through all of them, the others sleep
+meanwhile, and a ratio is one of two jobs in the same round. Given are the median over rounds and, in brackets, the
+least and the most. A goal is met when the median meets it.
+"""
+
+
+def report(contents: Sequence[Json], pictures: Mapping[str, str]) -> str:
+    """The whole document.
+
+    Parameters
+    ----------
+    contents
+        Results, in the order in which they are shown.
+    pictures
+        Title of a picture -> its path from the document; a curve's own title, or `Goals`.
+    """
+    rows = [Row(**row) for content in contents for row in content["rows"]]
+    measured = [row for row in rows if row.met is not None]
+    met = sum(bool(row.met) for row in measured)
+    parts = [INTRODUCTION, f"## Goals\n\n{met} of {len(measured)} measured goals are met.\n"]
+    parts += [f"![Goals]({pictures['Goals']})\n"] if "Goals" in pictures else []
+    parts += [goal_table(rows)]
+    parts += [f"## {content['title']}\n\n{section(content, pictures)}" for content in contents]
+    return "\n".join(parts)
+
+
+def section(content: Json, pictures: Mapping[str, str] | None = None) -> str:
+    """One result."""
+    paragraphs = [content["about"], f"`{content['command']}`, {content['date']}; {rounds(content)}"]
+    paragraphs += [machine(content["machine"])]
+    if content["jobs"]:
+        paragraphs.append(job_table(content["jobs"]))
+    if content["rows"]:
+        paragraphs.append(goal_table([Row(**row) for row in content["rows"]]).rstrip())
+    for curve in content["curves"]:
+        paragraphs.append(point_table(curve))
+        if pictures:
+            paragraphs.append(f"![{curve['title']}]({pictures[curve['title']]})")
+    if content["notes"]:
+        paragraphs.append("\n".join(f"- {note}" for note in content["notes"]))
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def rounds(content: Json) -> str:
+    return "1 round" if content["rounds"] == 1 else f"{content['rounds']} rounds"
+
+
+def machine(machine: Json) -> str:
+    """One paragraph on where it ran, with what, and what else ran."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    load = machine["load"]
+    parts = [
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']:.0f} GB, {machine['system']}; "
+        f"Python {machine['python']}, {versions}."
+    ]
+    if load:
+        parts.append(f"Load average at the start of the turns: {spread_text(load, '')}, own jobs included.")
+    if machine["environment"]:
+        parts.append("Set: " + ", ".join(f"`{name}={value}`" for name, value in machine["environment"].items()) + ".")
+    return " ".join(parts)
+
+
+def goal_table(rows: Sequence[Row]) -> str:
+    """Every figure beside its goal."""
+    lines = ["| job | figure | median (least–most) | goal | met |", "|---|---|---|---|---|"]
+    for row in rows:
+        found = row.missing if row.median is None else spread_text(vars(row), row.unit)
+        goal = "" if row.goal is None else f"{'≥' if row.sense == 'at least' else '≤'} {number(row.goal, row.unit)}"
+        met = {True: "yes", False: "**no**", None: "not measured" if row.median is None else ""}[row.met]
+        lines.append(f"| {row.job} | {row.measure} | {found} | {goal} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+def job_table(jobs: Mapping[str, Json]) -> str:
+    """Seconds and peak memory of every job."""
+    lines = ["| job | seconds | peak GB | |", "|---|---|---|---|"]
+    for name, job in jobs.items():
+        lines.append(f"| {name} | {spread_text(job['seconds'], '')} | {job['peak_gb']:.2f} | {job['note']} |")
+    return "\n".join(lines)
+
+
+def point_table(curve: Json) -> str:
+    """A picture's points as numbers: a line a row."""
+    places = sorted({x for points in curve["lines"].values() for x, _ in points})
+    lines = [
+        f"{curve['title']}: {curve['y']} by {curve['x']}\n",
+        f"| | {' | '.join(f'{x:,.0f}' for x in places)} |",
+        "|---" * (len(places) + 1) + "|",
+    ]
+    for name, points in curve["lines"].items():
+        found = dict(map(tuple, points))
+        cells = (number(found[x], "") if x in found else "" for x in places)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread_text(values: Mapping[str, float], unit: str) -> str:
+    """`2.53 (2.32–2.87) ×`; the median alone where nothing varies."""
+    if values["least"] == values["most"]:
+        return number(values["median"], unit)
+    least, most = number(values["least"], ""), number(values["most"], "")
+    return f"{number(values['median'], '')} ({least}–{most}) {unit}".rstrip()
+
+
+def number(value: float, unit: str) -> str:
+    """Three figures, and no fewer than stand before the point."""
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:,.{digits}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{text} {unit}".rstrip()
+
+
+# -------------------------------------------------------------------------------------------------------- pictures
+
+
+def draw(contents: Sequence[Json], folder: Path) -> dict[str, str]:
+    """Draw the goals and every curve into `folder`; title -> file name."""
+    from matplotlib.figure import Figure
+
+    pictures = {}
+    rows = [row for content in contents for row in (Row(**row) for row in content["rows"]) if row.margins]
+    if rows:
+        figure = Figure(figsize=(9, 1 + 0.26 * len(rows)), layout="constrained")
+        _draw_goals(figure, rows)
+        pictures["Goals"] = _save(figure, folder / "goals.png")
+    for content in contents:
+        for curve in content["curves"]:
+            figure = Figure(figsize=(7, 4.5), layout="constrained")
+            _draw_curve(figure, curve)
+            name = "-".join("".join(c if c.isalnum() else " " for c in curve["title"].lower()).split())
+            pictures[curve["title"]] = _save(figure, folder / f"{name}.png")
+    return pictures
+
+
+def _draw_goals(figure: "Figure", rows: Sequence[Row]) -> None:
+    axes = figure.subplots()
+    for place, row in enumerate(reversed(rows)):
+        assert row.margins is not None
+        median, least, most = row.margins
+        color = "tab:green" if row.met else "tab:red"
+        axes.plot([least, most], [place, place], color=color, linewidth=2)
+        axes.plot([median], [place], "o", color=color)
+    axes.set_yticks(range(len(rows)), [f"{row.job}: {row.measure}" for row in reversed(rows)], fontsize=8)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("times better than its goal: median, least and most")
+    axes.grid(axis="x", which="both", alpha=0.2)
+
+
+def _draw_curve(figure: "Figure", curve: Json) -> None:
+    axes = figure.subplots()
+    for name, points in curve["lines"].items():
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, "--o" if "extrapolated" in name else "-o", label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(curve["x"])
+    axes.set_ylabel(curve["y"])
+    axes.set_title(curve["title"])
+    axes.grid(which="both", alpha=0.2)
+    axes.legend(fontsize=8)
+
+
+def _save(figure: "Figure", path: Path) -> str:
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # the same figures, the same file
+    return path.name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs"))
+    folder = parser.parse_args().folder
+    files = sorted((folder / "benchmarks").glob("*.json"))
+    if not files:
+        raise SystemExit(f"{folder / 'benchmarks'} holds no results (*.json): `make bench` makes them")
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    pictures = {title: f"benchmarks/{name}" for title, name in draw(contents, folder / "benchmarks").items()}
+    (folder / "BENCHMARKS.md").write_text(report(contents, pictures), encoding="utf-8")
+    print(f"{folder / 'BENCHMARKS.md'}: {len(contents)} results")
+
+
+if __name__ == "__main__":
+    main()
