@@ -96,7 +96,7 @@ def main() -> None:
         return
     with TemporaryDirectory() as name:
         folder = Path(name)
-        made.prepare(folder, size)
+        made.write_interactions(folder, size)
         if mmrec.checkout():
             mmrec.write_dataset(folder, size)
         measured = workers.interleave(__file__, list(jobs()), arguments.rounds, folder, arguments.quick)

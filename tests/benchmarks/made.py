@@ -1,4 +1,4 @@
-"""Made data of a real dataset's shape, and what the pipeline makes of it, kept in a folder for all jobs."""
+"""Made data of a real dataset's shape, and the graphs that the pipeline makes of it, in a folder for all jobs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,20 +78,25 @@ def _degrees(count: int, total: int, spread: float, rng: np.random.Generator) ->
     return FEWEST + rng.multinomial(total - FEWEST * count, weights / weights.sum())
 
 
-def prepare(folder: Path, size: Shape) -> None:
-    """Write the split interactions, and the graphs that the pipeline's own stages make of the texts."""
+def write_interactions(folder: Path, size: Shape) -> None:
+    """Write the interactions, split as the pipeline splits them."""
+    from pipeline.interactions import random_split
+
+    users, items = interactions(size)
+    split = random_split(users, np.random.default_rng(4).integers(0, 2**63, users.size, np.uint64))
+    np.savez(folder / "interactions.npz", users=users, items=items, split=split)
+
+
+def write_graphs(folder: Path, size: Shape) -> None:
+    """Write the graphs that the pipeline's own stages make of the texts."""
     from scipy.sparse import csr_array
 
     from pipeline import parquet
     from pipeline.graphs.fusion import fuse
     from pipeline.graphs.knn import similarity_graph
     from pipeline.graphs.omp import subspace_graph
-    from pipeline.interactions import random_split
     from pipeline.settings import FusionSettings, SimilaritySettings
 
-    pairs = interactions(size)
-    split = random_split(pairs[0], np.random.default_rng(4).integers(0, 2**63, pairs[0].size, np.uint64))
-    np.savez(folder / "interactions.npz", users=pairs[0], items=pairs[1], split=split)
     users, items = features(size.users, size.text, 1), features(size.items, size.text, 2)
     kinds = {"user": (users, None), "item": (items, None), "user_item": (users, items)}
     subspace = {name: subspace_graph(*kind, size.dictionary, SPARSITY) for name, kind in kinds.items()}
@@ -104,7 +109,7 @@ def prepare(folder: Path, size: Shape) -> None:
 
 
 def dataset(folder: Path) -> "RecData":
-    """The prepared dataset as models see it."""
+    """What was written to `folder`, as models see it."""
     from scipy.sparse import csr_array
 
     from model.base import RecData, SemanticGraphs
@@ -118,6 +123,8 @@ def dataset(folder: Path) -> "RecData":
         own = split == code
         return csr_array((np.ones(int(own.sum()), np.float32), (users[own], items[own])), shape=matrix_shape)
 
-    supports = [parquet.read_graph(folder / f"{name}.parquet") for name in ("user", "item", "user_item")]
-    semantic = SemanticGraphs(parquet.read_graph(folder / "semantic.parquet"), *supports)
+    semantic = None
+    if (folder / "semantic.parquet").exists():
+        names = ("semantic", "user", "item", "user_item")
+        semantic = SemanticGraphs(*(parquet.read_graph(folder / f"{name}.parquet") for name in names))
     return RecData("made", part(0), part(1), part(2), semantic=semantic)

@@ -8,6 +8,7 @@ reads FOLDER/benchmarks/*.json (default: docs/) and writes FOLDER/BENCHMARKS.md 
 import argparse
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from tests.benchmarks.results import Json, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+DRAWN = {"seconds": "seconds", "peak_gb": "peak GB"}  # figures of a curve -> what their axis is called
 
 INTRODUCTION = """\
 # Benchmarks
@@ -35,9 +38,9 @@ def report(contents: Sequence[Json], pictures: Mapping[str, str]) -> str:
     contents
         Results, in the order in which they are shown.
     pictures
-        Title of a picture -> its path from the document; a curve's own title, or `Goals`.
+        Title of a result with curves, or `Goals` -> path of the picture from the document.
     """
-    rows = [Row(**row) for content in contents for row in content["rows"]]
+    rows = [row for content in contents for row in rows_of(content)]
     measured = [row for row in rows if row.met is not None]
     met = sum(bool(row.met) for row in measured)
     parts = [INTRODUCTION, f"## Goals\n\n{met} of {len(measured)} measured goals are met.\n"]
@@ -49,36 +52,43 @@ def report(contents: Sequence[Json], pictures: Mapping[str, str]) -> str:
 
 def section(content: Json, pictures: Mapping[str, str] | None = None) -> str:
     """One result."""
-    paragraphs = [content["about"], f"`{content['command']}`, {content['date']}; {rounds(content)}"]
-    paragraphs += [machine(content["machine"])]
-    if content["jobs"]:
+    title, rounds = content["title"], content.get("rounds", 1)
+    paragraphs = [
+        content["about"],
+        f"`{content['command']}`, {content['date']}; {rounds} round{'s' * (rounds > 1)}",
+        machine(content["machine"]),
+    ]
+    if content.get("jobs"):
         paragraphs.append(job_table(content["jobs"]))
-    if content["rows"]:
-        paragraphs.append(goal_table([Row(**row) for row in content["rows"]]).rstrip())
-    for curve in content["curves"]:
-        paragraphs.append(point_table(curve))
-        if pictures:
-            paragraphs.append(f"![{curve['title']}]({pictures[curve['title']]})")
-    if content["notes"]:
+    if rows := rows_of(content):
+        paragraphs.append(goal_table(rows).rstrip())
+    if pictures and title in pictures:
+        paragraphs.append(f"![{title}]({pictures[title]})")
+    if content.get("curves"):
+        paragraphs.append(curve_table(content["curves"]))
+    if content.get("notes"):
         paragraphs.append("\n".join(f"- {note}" for note in content["notes"]))
     return "\n\n".join(paragraphs) + "\n"
 
 
-def rounds(content: Json) -> str:
-    return "1 round" if content["rounds"] == 1 else f"{content['rounds']} rounds"
+def rows_of(content: Json) -> list[Row]:
+    return [Row(**row) for row in content.get("rows", [])]
 
 
 def machine(machine: Json) -> str:
     """One paragraph on where it ran, with what, and what else ran."""
+    system = f", {machine['system']}" if "system" in machine else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    load = machine["load"]
     parts = [
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']:.0f} GB, {machine['system']}; "
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']:.0f} GB{system}; "
         f"Python {machine['python']}, {versions}."
     ]
-    if load:
-        parts.append(f"Load average at the start of the turns: {spread_text(load, '')}, own jobs included.")
-    if machine["environment"]:
+    match machine["load"]:
+        case dict() as load:
+            parts.append(f"Load average at the start of the turns: {spread_text(load, '')}, own jobs included.")
+        case float() as load:
+            parts.append(f"Load average before: {number(load, '')}.")
+    if machine.get("environment"):
         parts.append("Set: " + ", ".join(f"`{name}={value}`" for name, value in machine["environment"].items()) + ".")
     return " ".join(parts)
 
@@ -102,19 +112,22 @@ def job_table(jobs: Mapping[str, Json]) -> str:
     return "\n".join(lines)
 
 
-def point_table(curve: Json) -> str:
-    """A picture's points as numbers: a line a row."""
-    places = sorted({x for points in curve["lines"].values() for x, _ in points})
+def curve_table(curves: Sequence[Json]) -> str:
+    """Every figure of every curve, one size a line."""
+    figures = list(dict.fromkeys(name for curve in curves for name in curve if name not in ("name", "x")))
     lines = [
-        f"{curve['title']}: {curve['y']} by {curve['x']}\n",
-        f"| | {' | '.join(f'{x:,.0f}' for x in places)} |",
-        "|---" * (len(places) + 1) + "|",
+        f"| | size | {' | '.join(name.replace('_', ' ') for name in figures)} |",
+        "|---" * (len(figures) + 2) + "|",
     ]
-    for name, points in curve["lines"].items():
-        found = dict(map(tuple, points))
-        cells = (number(found[x], "") if x in found else "" for x in places)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for curve in curves:
+        for place, size in enumerate(curve["x"]):
+            cells = [curve[name][place] if name in curve else None for name in figures]
+            lines.append(f"| {curve['name']} | {size:,} | {' | '.join(map(cell, cells))} |")
     return "\n".join(lines)
+
+
+def cell(value: float | str | None) -> str:
+    return number(value, "") if isinstance(value, (int, float)) else value or ""
 
 
 def spread_text(values: Mapping[str, float], unit: str) -> str:
@@ -137,21 +150,21 @@ def number(value: float, unit: str) -> str:
 
 
 def draw(contents: Sequence[Json], folder: Path) -> dict[str, str]:
-    """Draw the goals and every curve into `folder`; title -> file name."""
+    """Draw the goals and the curves of each result into `folder`; title -> file name."""
     from matplotlib.figure import Figure
 
     pictures = {}
-    rows = [row for content in contents for row in (Row(**row) for row in content["rows"]) if row.margins]
+    rows = [row for content in contents for row in rows_of(content) if row.margins]
     if rows:
         figure = Figure(figsize=(9, 1 + 0.26 * len(rows)), layout="constrained")
         _draw_goals(figure, rows)
         pictures["Goals"] = _save(figure, folder / "goals.png")
     for content in contents:
-        for curve in content["curves"]:
-            figure = Figure(figsize=(7, 4.5), layout="constrained")
-            _draw_curve(figure, curve)
-            name = "-".join("".join(c if c.isalnum() else " " for c in curve["title"].lower()).split())
-            pictures[curve["title"]] = _save(figure, folder / f"{name}.png")
+        if content.get("curves"):
+            figure = Figure(figsize=(12, 6), layout="constrained")
+            _draw_curves(figure, content["curves"])
+            name = "-".join(re.findall("[a-z0-9]+", content["title"].lower()))
+            pictures[content["title"]] = _save(figure, folder / f"{name}.png")
     return pictures
 
 
@@ -165,23 +178,20 @@ def _draw_goals(figure: "Figure", rows: Sequence[Row]) -> None:
         axes.plot([median], [place], "o", color=color)
     axes.set_yticks(range(len(rows)), [f"{row.job}: {row.measure}" for row in reversed(rows)], fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlabel("times better than its goal: median, least and most")
+    axes.set(xscale="log", xlabel="times better than its goal: median, least and most")
     axes.grid(axis="x", which="both", alpha=0.2)
 
 
-def _draw_curve(figure: "Figure", curve: Json) -> None:
-    axes = figure.subplots()
-    for name, points in curve["lines"].items():
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, "--o" if "extrapolated" in name else "-o", label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(curve["x"])
-    axes.set_ylabel(curve["y"])
-    axes.set_title(curve["title"])
-    axes.grid(which="both", alpha=0.2)
-    axes.legend(fontsize=8)
+def _draw_curves(figure: "Figure", curves: Sequence[Json]) -> None:
+    """Seconds and peak memory by size, on logarithmic axes; a line for each curve."""
+    for axes, (figure_name, label) in zip(figure.subplots(1, len(DRAWN)), DRAWN.items(), strict=True):
+        for place, curve in enumerate(curves):
+            if figure_name in curve:
+                marker = "osd^v<>"[place // 10 % 7]  # the ten colours begin anew
+                axes.plot(curve["x"], curve[figure_name], f"-{marker}", label=curve["name"], markersize=4)
+        axes.set(xscale="log", yscale="log", xlabel="size", ylabel=label)
+        axes.grid(which="both", alpha=0.2)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
 def _save(figure: "Figure", path: Path) -> str:

@@ -1,7 +1,8 @@
 """The one shape of every benchmark's result: a JSON file that the report reads.
 
 `title`, `about`, `command`, `date`, `rounds`, `machine`, then `jobs` (job -> figures), `rows` (what is held against a
-goal), `curves` (pictures of growth: `title`, `x`, `y`, and `lines`, name -> points), and `notes` (Markdown).
+goal), `curves` (each a `name`, sizes `x`, and lists of figures at these sizes, such as `seconds` and `peak_gb`), and
+`notes` (Markdown). The last four may be missing.
 """
 
 import importlib.metadata
@@ -76,11 +77,6 @@ def row(
     return asdict(Row(job, measure, unit, found["median"], found["least"], found["most"], goal, sense))
 
 
-def curve(title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Json:
-    """A picture on logarithmic axes: what `x` and `y` are called, and name of a line -> its points (x, y)."""
-    return {"title": title, "x": x, "y": y, "lines": {name: list(points) for name, points in lines.items()}}
-
-
 def missing_row(job: str, measure: str, unit: str, goal: float, missing: str) -> Json:
     """A row that could not be measured, with what to do about it."""
     return asdict(Row(job, measure, unit, None, None, None, goal=goal, missing=missing))
@@ -116,7 +112,6 @@ def result(
     *,
     jobs: Mapping[str, Any] | None = None,
     rows: Sequence[Json] = (),
-    curves: Sequence[Json] = (),
     notes: Sequence[str] = (),
 ) -> Json:
     """A result, with the command and the machine of this very process."""
@@ -129,7 +124,6 @@ def result(
         "machine": machine(load),
         "jobs": dict(jobs or {}),
         "rows": list(rows),
-        "curves": list(curves),
         "notes": list(notes),
     }
 

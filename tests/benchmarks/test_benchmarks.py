@@ -48,9 +48,10 @@ def test_the_report_says_what_was_met_what_was_not_and_what_was_not_measured(tmp
         results.missing_row("SCALE epoch", "times as fast as a hare", "×", 2.0, "catch a hare"),
     ]
     curves = [
-        results.curve("Growth of it", "users", "seconds", {"exact": [(10, 1.0), (100, 98.7)], "other": [(10, 2)]})
+        {"name": "exact", "x": [10, 1000], "seconds": [1.0, 98.71], "peak_gb": [0.5, 0.25]},
+        {"name": "other", "x": [10], "seconds": [2.0], "peak_gb": [0.5], "recall": [None]},
     ]
-    contents = [content(rows=rows, curves=curves, notes=["a note"])]
+    contents = [content(rows=rows, notes=["a note"]) | {"curves": curves}]
     pictures = report.draw(contents, tmp_path)
     text = report.report(contents, pictures)
     assert "1 of 2 measured goals are met" in text
@@ -58,9 +59,9 @@ def test_the_report_says_what_was_met_what_was_not_and_what_was_not_measured(tmp
     assert "| start | the whole process | 4 s | ≤ 3 s | **no** |" in text
     assert "| SCALE epoch | times as fast as a hare | catch a hare | ≥ 2 × | not measured |" in text
     assert "| fast | 1.5 (1–2) | 2.00 |  |" in text
-    assert "| exact | 1 | 98.7 |\n| other | 2 |  |" in text
+    assert "| exact | 10 | 1 | 0.5 |  |\n| exact | 1,000 | 98.7 | 0.25 |  |\n| other | 10 | 2 | 0.5 |  |" in text
     assert "- a note" in text
-    assert sorted(pictures.values()) == ["goals.png", "growth-of-it.png"]
+    assert sorted(pictures.values()) == ["a-title.png", "goals.png"]
     assert all((tmp_path / name).stat().st_size > 1000 and name in text for name in pictures.values())
 
 
