@@ -183,13 +183,16 @@ def _draw_goals(figure: "Figure", rows: Sequence[Row]) -> None:
 
 
 def _draw_curves(figure: "Figure", curves: Sequence[Json]) -> None:
-    """Seconds and peak memory by size, on logarithmic axes; a line for each curve."""
-    for axes, (figure_name, label) in zip(figure.subplots(1, len(DRAWN)), DRAWN.items(), strict=True):
+    """Seconds and peak memory by size, on logarithmic axes; a line for each curve, hollow where not measured whole."""
+    for axes, (drawn, label) in zip(figure.subplots(1, len(DRAWN)), DRAWN.items(), strict=True):
         for place, curve in enumerate(curves):
-            if figure_name in curve:
+            if drawn in curve:
                 marker = "osd^v<>"[place // 10 % 7]  # the ten colours begin anew
-                axes.plot(curve["x"], curve[figure_name], f"-{marker}", label=curve["name"], markersize=4)
-        axes.set(xscale="log", yscale="log", xlabel="size", ylabel=label)
+                (line,) = axes.plot(curve["x"], curve[drawn], f"-{marker}", label=curve["name"], markersize=4)
+                parts = [place for place, how in enumerate(curve.get("measured", [])) if how != "whole"]
+                x, y = ([curve[name][part] for part in parts] for name in ("x", drawn))
+                axes.plot(x, y, marker, markerfacecolor="white", color=line.get_color(), markersize=4)
+        axes.set(xscale="log", yscale="log", xlabel="size (hollow: not measured whole)", ylabel=label)
         axes.grid(which="both", alpha=0.2)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
