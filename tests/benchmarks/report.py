@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,10 +41,13 @@ def report(contents: Sequence[Json], pictures: Mapping[str, str]) -> str:
     pictures
         Title of a result with curves, or `Goals` -> path of the picture from the document.
     """
-    rows = [row for content in contents for row in rows_of(content)]
-    measured = [row for row in rows if row.met is not None]
-    met = sum(bool(row.met) for row in measured)
-    parts = [INTRODUCTION, f"## Goals\n\n{met} of {len(measured)} measured goals are met.\n"]
+    rows = [row for content in contents for row in rows_of(content) if row.goal is not None]
+    counts = Counter(row.met for row in rows)
+    missing = f", {counts[None]} not measured" if counts[None] else ""
+    parts = [
+        INTRODUCTION,
+        f"## Goals\n\n{counts[True]} of {len(rows)} goals are met, {counts[False]} missed{missing}.\n",
+    ]
     parts += [f"![Goals]({pictures['Goals']})\n"] if "Goals" in pictures else []
     parts += [goal_table(rows)]
     parts += [f"## {content['title']}\n\n{section(content, pictures)}" for content in contents]

@@ -54,7 +54,7 @@ def test_the_report_says_what_was_met_what_was_not_and_what_was_not_measured(tmp
     contents = [content(rows=rows, notes=["a note"]) | {"curves": curves}]
     pictures = report.draw(contents, tmp_path)
     text = report.report(contents, pictures)
-    assert "1 of 2 measured goals are met" in text
+    assert "1 of 3 goals are met, 1 missed, 1 not measured." in text
     assert "| SCALE epoch | times as fast as a snail | 5 (4–6) × | ≥ 4 × | yes |" in text
     assert "| start | the whole process | 4 s | ≤ 3 s | **no** |" in text
     assert "| SCALE epoch | times as fast as a hare | catch a hare | ≥ 2 × | not measured |" in text
