@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import made, report, results
+from tests.benchmarks import made, mmrec, report, results, workers
 from tests.benchmarks.results import Row
 from tests.benchmarks.workers import Measured
 
@@ -24,6 +24,38 @@ def content(**changes: object) -> results.Json:
 
 def test_ratios_are_taken_within_a_round() -> None:
     assert Measured({"fast": [1.0, 2.0], "slow": [6.0, 8.0]}).ratios("slow", "fast") == [6.0, 4.0]
+
+
+SCRIPT = """\
+from tests.benchmarks import workers
+arguments = workers.arguments(None).parse_args()
+if arguments.job == "broken":
+    raise SystemExit(3)
+told = arguments.folder / "told"
+def tell(text):
+    print("what a job prints is no answer")
+    told.write_text((told.read_text() if told.exists() else "") + text)
+    return text
+workers.serve(lambda: tell(arguments.job), keep=lambda result: tell(f" kept {result}."))
+"""
+
+
+def test_jobs_take_turns_and_the_last_results_are_kept(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    measured = workers.interleave(str(script), ["a", "b"], 2, tmp_path, quick=True, scale={"b": 1e6})
+    assert (tmp_path / "told").read_text() == "ababa kept a.b kept b."  # each once to warm up
+    assert max(measured.seconds["a"]) < 10 < min(measured.seconds["b"])
+    assert min(measured.peak["a"]) > 1e6
+    assert len(measured.load) == 4
+    with pytest.raises(RuntimeError, match="'broken'"):
+        workers.interleave(str(script), ["a", "broken"], 2, tmp_path, quick=True)
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALE_MMREC", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no src/utils/configurator.py: set SCALE_MMREC"):
+        mmrec.checkout()
 
 
 @pytest.mark.parametrize(

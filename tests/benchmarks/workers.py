@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,21 @@ class Turns:
         self._line = ""
         self._start = 0.0
 
-    def finish(self, seconds: float | None = None) -> None:
-        """End a turn; the first one is the set-up, of which nothing is told. `seconds`: what the job timed itself."""
+    def finish(self, seconds: float | None = None, keep: Callable[[], object] | None = None) -> None:
+        """End a turn; the first one is the set-up, of which nothing is told.
+
+        Parameters
+        ----------
+        seconds
+            What the job timed itself.
+        keep
+            Keeps the result where that is asked for; neither timed nor in the peak, and nobody else's turn either.
+        """
         taken = time.perf_counter() - self._start if seconds is None else seconds
         answer = {"seconds": taken, "peak": peak_memory()} if self._ready else "ready"
         self._ready = True
+        if keep is not None and self._line.strip() == "keep":
+            keep()
         print(json.dumps(answer), file=self._answers, flush=True)
 
     def wait(self) -> bool:
@@ -57,23 +68,15 @@ class Turns:
         self._start = time.perf_counter()
         return bool(self._line)
 
-    @property
-    def to_keep(self) -> bool:
-        """Whether this turn's result is asked for."""
-        return self._line.strip() == "keep"
 
-
-def serve(job: Job, keep: Callable[[Any], None] | None = None, warm: bool = True) -> None:
-    """Do one job turn after turn; a warm one is done once before: it compiles, and faults in what stays."""
+def serve(job: Job, keep: Callable[[Any], object] = lambda result: None) -> None:
+    """Do one job turn after turn, after once for warming up: it compiles, and faults in what stays."""
     turns = Turns()
-    if warm:
-        job()
+    job()
     turns.finish()
     while turns.wait():
         result = job()
-        turns.finish()
-        if keep is not None and turns.to_keep:
-            keep(result)
+        turns.finish(keep=partial(keep, result))
         del result
 
 
