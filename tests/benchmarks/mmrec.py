@@ -1,0 +1,123 @@
+"""MMRec's own code, from the checkout that SCALE_MMREC names, made to run on today's numpy, scipy and torch.
+
+MMRec: Zhou, *MMRec: Simplifying Multimodal Recommendation*, https://github.com/enoche/MMRec. It is imported into the
+process that measures it, which changes its working folder for it, and nothing is written into the checkout.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.made import Shape, features
+
+MISSING = "set SCALE_MMREC to the folder of a checkout of https://github.com/enoche/MMRec"
+MODELS: dict[str, dict[str, Any]] = {  # settings of which MMRec's files list several
+    "LightGCN": {"n_layers": 1, "reg_weight": 1e-4},
+    "FREEDOM": {"dropout": 0.8, "reg_weight": 1e-3},
+}
+
+
+def checkout() -> Path | None:
+    """The folder with MMRec's sources, or None where no checkout is named."""
+    named = os.environ.get("SCALE_MMREC")
+    if not named:
+        return None
+    sources = Path(named).expanduser().resolve() / "src"
+    if not (sources / "utils" / "configurator.py").is_file():
+        raise FileNotFoundError(f"SCALE_MMREC names {named}, which has no src/utils/configurator.py: {MISSING}")
+    return sources
+
+
+def write_dataset(folder: Path, size: Shape) -> None:
+    """The prepared dataset in `folder` in MMRec's form, with the items' text and image vectors, under `made/`."""
+    import pandas as pd
+
+    (folder / "made").mkdir()
+    with np.load(folder / "interactions.npz") as content:
+        columns = {"userID": content["users"], "itemID": content["items"], "x_label": content["split"]}
+    pd.DataFrame(columns | {"rating": 1.0, "timestamp": 0}).to_csv(
+        folder / "made" / "made.inter", sep="\t", index=False
+    )
+    np.save(folder / "made" / "text_feat.npy", features(size.items, size.text, seed=2))
+    np.save(folder / "made" / "image_feat.npy", features(size.items, size.visual, seed=5))
+
+
+def _import_from(sources: Path) -> None:
+    """Fill in what MMRec imports or calls and what is no longer there; nothing of it takes part in a measurement."""
+    import scipy.sparse
+
+    vars(np)["float"] = float
+    scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)
+    for name in ("lmdb", "torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+        sys.modules[name] = ModuleType(name)  # for reading images, of which there are none
+    vision = sys.modules["torchvision"]
+    vision.transforms = sys.modules["torchvision.transforms"]  # type: ignore[attr-defined]
+    functional = sys.modules["torchvision.transforms.functional"]
+    functional.pad = functional.resize = None  # type: ignore[attr-defined]
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(sources))
+    os.chdir(sources)  # its settings are found from there
+
+
+class MMRec:
+    """One of MMRec's models with its trainer and loaders, on the CPU.
+
+    Parameters
+    ----------
+    name
+        One of `MODELS`.
+    folder
+        Where `write_dataset` wrote to.
+    settings
+        On top of MMRec's files.
+    """
+
+    def __init__(self, name: str, folder: Path, **settings: Any) -> None:
+        folder, sources = folder.resolve(), checkout()
+        if sources is None:
+            raise FileNotFoundError(MISSING)
+        _import_from(sources)
+        from utils.configurator import Config
+        from utils.dataloader import EvalDataLoader, TrainDataLoader
+        from utils.dataset import RecDataset
+        from utils.utils import get_model, get_trainer, init_seed
+
+        files = {
+            "data_path": f"{folder}/",
+            "inter_file_name": "made.inter",
+            "USER_ID_FIELD": "userID",
+            "ITEM_ID_FIELD": "itemID",
+            "TIME_FIELD": "timestamp",
+            "vision_feature_file": "image_feat.npy",
+            "text_feature_file": "text_feat.npy",
+        }
+        config = Config(name, "made", {**files, **MODELS[name], "use_gpu": False, **settings})
+        train, valid, _ = parts = RecDataset(config).split()
+        for part in parts:
+            str(part)  # counts its interactions, which the loaders read
+        self._train_loader = TrainDataLoader(config, train, batch_size=config["train_batch_size"], shuffle=True)
+        self._valid_loader = EvalDataLoader(
+            config, valid, additional_dataset=train, batch_size=config["eval_batch_size"]
+        )
+        init_seed(0)
+        self._train_loader.pretrain_setup()
+        self.model = get_model(name)(config, self._train_loader)
+        self._trainer = get_trainer()(config, self.model, False)
+        self._epoch = 0
+
+    def epoch(self) -> float:
+        """Train one epoch as `Trainer.fit` does; the sum of its losses."""
+        self.model.pre_epoch_processing()
+        loss, _ = self._trainer._train_epoch(self._train_loader, self._epoch)
+        self._trainer.lr_scheduler.step()
+        self.model.post_epoch_processing()
+        self._epoch += 1
+        return float(loss)
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the validation split: `recall@20` -> a value of 4 decimals."""
+        return {name: float(value) for name, value in self._trainer.evaluate(self._valid_loader).items()}
