@@ -629,8 +629,8 @@ def _pursue_one(
     alpha: np.ndarray,
     lines: np.ndarray,
     panels: np.ndarray,
-) -> None:
-    """Orthogonal matching pursuit of one target in correlation space.
+) -> bool:
+    """Orthogonal matching pursuit of one target in correlation space; says whether it ended there, in float32.
 
     With the chosen atoms orthonormalised to q_1 ... q_s, lines[s, i] = <D_i, q_s> and alpha[i] = <D_i, residual>, a
     round needs only one line of the Gram matrix: no product of length d. `ids` ascend, so the first of equal
@@ -646,7 +646,7 @@ def _pursue_one(
         best = _largest_absolute(alpha)
         if best < CAREFUL:
             _pursue_exactly(target, candidates, ids, support, count)
-            return
+            return False
         atom = 0
         while abs(alpha[atom]) != best:
             atom += 1
@@ -655,10 +655,10 @@ def _pursue_one(
             distance -= np.float64(lines[s, atom]) * np.float64(lines[s, atom])
         if distance < CAREFUL:
             _pursue_exactly(target, candidates, ids, support, count)
-            return
+            return False
         if count == sparsity - 1:
             support[count] = ids[atom]
-            return
+            return True
         line = lines[count]
         if gram.shape[0] > 0:
             products = gram[ids[atom]]
@@ -686,7 +686,8 @@ def _pursue_one(
         residual -= np.float64(coefficient) * np.float64(coefficient)
         if residual < CAREFUL:
             _pursue_exactly(target, candidates, ids, support, count)
-            return
+            return False
+    return False
 
 
 @njit(parallel=True, cache=True)
@@ -697,23 +698,135 @@ def pursue(
     similarities: np.ndarray,
     gram: np.ndarray,
     supports: np.ndarray,
-) -> None:
+) -> np.ndarray:
     """Supports of orthogonal matching pursuit, one target a row.
 
     targets (n, d), candidates (m, d): unit rows, float32. ids (n, k_s) int32 ascending in each row, with their
     similarities (n, k_s) to the target. gram (m, m): products of all candidates, or (0, 0), and then the products a
     round needs are computed from the gathered dictionary, to the same bits. supports (n, k_o) int32, filled with -1
     by the caller, takes the candidates in the order of their choice.
+
+    Returns (n,) bool: float32 correlations decided every round of the target.
     """
     n, size = ids.shape
     chunk = 32  # targets that share one allocation of scratch
     strips = (size + STRIP - 1) // STRIP
+    plain = np.empty(n, np.bool_)
     for task in prange((n + chunk - 1) // chunk):
         alpha = np.empty(size, np.float32)
         lines = np.empty((supports.shape[1], strips * STRIP), np.float32)
         panels = np.zeros((0 if gram.shape[0] > 0 else strips, targets.shape[1], STRIP), np.float32)
         for t in range(task * chunk, min(n, (task + 1) * chunk)):
-            _pursue_one(targets[t], candidates, ids[t], similarities[t], gram, supports[t], alpha, lines, panels)
+            plain[t] = _pursue_one(
+                targets[t], candidates, ids[t], similarities[t], gram, supports[t], alpha, lines, panels
+            )
+    return plain
+
+
+# -------------------------------------------------------------------------------------------------------- upkeep
+# What is left of neighbours and supports after some candidates went and others came.
+
+
+@njit(parallel=True, cache=True)
+def merge(
+    rows: np.ndarray,
+    ids: np.ndarray,
+    similarities: np.ndarray,
+    complete: np.ndarray,
+    moved: np.ndarray,
+    come: np.ndarray,
+    come_similarities: np.ndarray,
+    size: int,
+    merged: np.ndarray,
+    values: np.ndarray,
+    joined: np.ndarray,
+) -> None:
+    """Bring lists of nearest candidates up to date: nearest first, equal ones by ascending id, -1 after the last.
+
+    List r is made of the old list rows[r] in `ids`, `similarities` (n, w), whose candidates have now the ids `moved`,
+    ascending, or -1 where they are gone, and of the candidates that came: `come`, `come_similarities` (r, e), ordered
+    like the lists. An old list that is not `complete` (n,) leaves out candidates that are no nearer than its last one,
+    so the new one, `merged`, `values` (r, w), ends where they might have a place. joined (r, w) says which of its
+    entries were not among the first `size` of the old list.
+    """
+    width = merged.shape[1]
+    for r in prange(rows.shape[0]):
+        old, i, e, count = rows[r], 0, 0, 0
+        length = ids.shape[1]
+        while length > 0 and ids[old, length - 1] < 0:
+            length -= 1
+        while count < width:
+            while i < length and moved[ids[old, i]] < 0:
+                i += 1
+            is_left, comes = i < length, e < come.shape[1] and come[r, e] >= 0
+            if is_left and comes:
+                near, far = come_similarities[r, e], similarities[old, i]
+                comes = near > far or (near == far and come[r, e] < moved[ids[old, i]])
+            elif comes and not complete[old]:
+                comes = come_similarities[r, e] > similarities[old, length - 1]
+            if comes:
+                merged[r, count], values[r, count], joined[r, count] = come[r, e], come_similarities[r, e], True
+                e += 1
+            elif is_left:
+                merged[r, count], values[r, count] = moved[ids[old, i]], similarities[old, i]
+                joined[r, count] = i >= size
+                i += 1
+            else:
+                break
+            count += 1
+        for place in range(count, width):
+            merged[r, place], values[r, place], joined[r, place] = -1, 0.0, False
+
+
+@njit(parallel=True, cache=True)
+def still_chosen(
+    targets: np.ndarray,
+    candidates: np.ndarray,
+    ids: np.ndarray,
+    similarities: np.ndarray,
+    joined: np.ndarray,
+    supports: np.ndarray,
+) -> np.ndarray:
+    """Whether each target's pursuit chooses the same atoms as before, now that its dictionary is another; (n,) bool.
+
+    An atom's correlations depend on itself and on the atoms chosen before it, in float32 rounds as in exact arithmetic.
+    So, of the dictionary ids (n, k_s), the old support and the atoms that `joined` decide alone: if a pursuit among
+    these chooses the old support in the old order, so does one among all. Only for targets whose last pursuit was
+    decided by float32 correlations throughout.
+
+    targets (n, d), candidates (m, d): unit rows. ids, similarities, joined (n, k_s): the dictionary, in any order.
+    supports (n, k_o): the old atoms in the order of their choice.
+    """
+    n, sparsity = supports.shape
+    same = np.zeros(n, np.bool_)
+    gram = np.empty((0, 0), np.float32)
+    for t in prange(n):
+        few, values = np.empty(STRIP, np.int32), np.empty(STRIP, np.float32)
+        count = found = 0
+        for place in range(ids.shape[1]):
+            known = False
+            for s in range(sparsity):
+                known |= ids[t, place] == supports[t, s]
+            if known or joined[t, place]:
+                found += known
+                if count < STRIP:  # by ascending id, as the pursuit has it
+                    at = count
+                    while at > 0 and few[at - 1] > ids[t, place]:
+                        few[at], values[at] = few[at - 1], values[at - 1]
+                        at -= 1
+                    few[at], values[at] = ids[t, place], similarities[t, place]
+                count += 1
+        if found < sparsity or count > STRIP:
+            continue
+        alpha, lines = np.empty(count, np.float32), np.empty((sparsity, STRIP), np.float32)
+        panels = np.zeros((1, targets.shape[1], STRIP), np.float32)
+        support = np.full(sparsity, -1, np.int32)
+        plain = _pursue_one(
+            targets[t], candidates, few[:count], values[:count], gram, support, alpha, lines, panels
+        )
+        for s in range(sparsity):
+            plain &= support[s] == supports[t, s]
+        same[t] = plain
 
 
 # -------------------------------------------------------------------------------------------------------- threads

@@ -1,0 +1,388 @@
+"""Graphs whose rows are computed again only where their result can be another, equal to a full build bit for bit.
+
+For every target a list is kept of its nearest candidates, a few more than its dictionary takes. After an edit the lists
+are brought up to date: vanished candidates leave, and new ones take their places, by similarities of new candidates
+alone. A list is searched anew only if its target is new or more candidates left than the reserve can replace.
+
+A pursuit is run again only if an atom of the support left the dictionary, or an atom that joined it would be chosen
+(`kernels.still_chosen`). Similarities depend on two rows alone and ties go to the lower id, so all this is exact as
+long as the rows that stayed keep their order; those that do not count as new (`kept.align`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from pipeline import fingerprint
+from pipeline.graphs import csr, knn, omp
+from pipeline.graphs.kept import Kept, align, delete, load, row_hashes, save
+
+# Share of new rows, among targets and candidates, above which everything is built anew: a full search of a set in
+# itself takes half of all products, while each new row is compared with all others twice.
+SEARCH_LIMIT = 0.25
+# Share of new candidates above which hardly a pursuit stands: two atoms of ten come or go in every dictionary.
+PURSUIT_LIMIT = 0.1
+# A product of a gathered dictionary takes as long as this many of a Gram matrix.
+GATHERED = 3
+
+
+class Built(NamedTuple):
+    """A graph, how many of its rows were computed, and how many were taken from the last one."""
+
+    graph: csr_array
+    computed: int
+    reused: int
+
+
+class Memory(NamedTuple):
+    """Where a graph's last build is kept.
+
+    path
+        File for it; its folder is made.
+    code
+        Version of the code that builds the graph.
+    note
+        Called with a sentence where the file is damaged.
+    """
+
+    path: Path
+    code: str
+    note: Callable[[str], None]
+
+
+def similarity_graph(
+    queries: np.ndarray,
+    candidates: np.ndarray | None,
+    k: int,
+    memory: Memory,
+    memory_gb: float = 4.0,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
+) -> Built:
+    """`knn.similarity_graph`, from what is in `memory` as far as it goes; a row is computed if it is searched anew."""
+    if not _is_kept(queries, candidates, k, memory_gb, device):
+        delete(memory.path)
+        graph = knn.similarity_graph(queries, candidates, k, memory_gb, threads, progress, device)
+        return Built(graph, graph.shape[0], 0)
+    kept, computed = _refreshed(queries, candidates, k, 0, memory, memory_gb, threads, progress)
+    return _built(kept.ids[:, :k], kept, computed)
+
+
+def subspace_graph(
+    targets: np.ndarray,
+    candidates: np.ndarray | None,
+    dictionary_size: int,
+    sparsity: int,
+    memory: Memory,
+    memory_gb: float = 4.0,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
+) -> Built:
+    """`omp.subspace_graph`, from what is in `memory` as far as it goes; a row is computed if its pursuit runs anew."""
+    if not _is_kept(targets, candidates, dictionary_size, memory_gb, device):
+        delete(memory.path)
+        graph = omp.subspace_graph(
+            targets, candidates, dictionary_size, sparsity, memory_gb, threads, progress, device
+        )
+        return Built(graph, graph.shape[0], 0)
+    kept, computed = _refreshed(targets, candidates, dictionary_size, sparsity, memory, memory_gb, threads, progress)
+    return _built(kept.supports, kept, computed)
+
+
+def _is_kept(targets: np.ndarray, candidates: np.ndarray | None, k: int, memory_gb: float, device: str) -> bool:
+    """Whether this graph's builds are kept: exact, reproducible ones that leave at least half of the budget."""
+    from pipeline.graphs import products
+
+    if k < 1 or products.accelerator(device) is not None:
+        return False
+    m = (targets if candidates is None else candidates).shape[0]
+    return 2 * _bytes(targets.shape[0], _width(k, m)) <= memory_gb * 1e9
+
+
+def _width(k: int, candidates: int) -> int:
+    """Length of a target's list: k, and a reserve that outlasts a few per cent of the candidates."""
+    return max(1, min(k + k // 16 + 8, candidates))
+
+
+def _bytes(rows: int, width: int) -> int:
+    """What lists take while they are brought up to date: old and new ids and similarities, and a mark each."""
+    return rows * width * 17
+
+
+def _built(ids: np.ndarray, kept: Kept, computed: int) -> Built:
+    return Built(csr.from_neighbours(ids, len(kept.candidates)), computed, len(kept.targets) - computed)
+
+
+def _refreshed(
+    targets: np.ndarray,
+    candidates: np.ndarray | None,
+    k: int,
+    sparsity: int,
+    memory: Memory,
+    memory_gb: float,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Kept, int]:
+    """Lists and supports of all targets, kept for the next time, and how many of them were computed."""
+    from pipeline.graphs import kernels
+
+    made_by = fingerprint.settings_version(
+        [memory.code, k, sparsity, targets.shape[1:], str(targets.dtype), candidates is None]
+        + ([] if candidates is None else [str(candidates.dtype)])
+    )
+    with kernels.thread_pool(threads):
+        job = _Job(targets, candidates, k, sparsity, memory_gb, threads, progress)
+        rows = row_hashes(targets)
+        others = rows if candidates is None else row_hashes(candidates)
+        old = load(memory.path, made_by, candidates is None, memory.note)
+        origin, source = (align(old.targets, rows), align(old.candidates, others)) if old else (None, None)
+        if old is None or origin is None or source is None or not job.is_worthwhile(old, origin, source):
+            kept, computed = job.build(rows, others), len(rows)
+        else:
+            kept, computed = job.update(old, origin, source, rows, others)
+    save(kept, memory.path, made_by)
+    return kept, computed
+
+
+class _Job:
+    """One graph to build: lists (n, w), and supports (n, k_o) where `sparsity` is not 0. See `Kept`."""
+
+    def __init__(
+        self,
+        targets: np.ndarray,
+        candidates: np.ndarray | None,
+        k: int,
+        sparsity: int,
+        memory_gb: float,
+        threads: int | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        from pipeline.graphs import products
+
+        self.targets, self.candidates = targets, targets if candidates is None else candidates
+        self.same, self.k, self.threads, self.progress = candidates is None, k, threads, progress
+        self.left, self.right = products.unit_pair(targets, candidates)
+        self.width = _width(k, len(self.candidates))
+        self.size = max(0, min(k, self.right.kept.size - self.same))  # of a dictionary
+        self.sparsity = min(sparsity, self.size)
+        self.room = memory_gb * 1e9 - _bytes(len(targets), self.width)
+        # How many candidates there are for each target, itself left out.
+        self.available = np.zeros(len(targets), np.int64)
+        self.available[self.left.kept] = self.right.kept.size - self.same
+
+    def build(self, targets: list[bytes], candidates: list[bytes]) -> Kept:
+        """Everything from nothing."""
+        from pipeline.graphs import products
+
+        rows = np.arange(len(targets))
+        gram = None
+        if self.sparsity and len(rows):
+            gram = products.gram(self.right.units, self.room)
+        ids, similarities = self._search_gram(gram) if self.same and gram is not None else self._search(rows)
+        supports, plain = self._no_supports()
+        self._pursue(rows, ids, similarities, gram, supports, plain)
+        return Kept(targets, candidates, ids, similarities, self._complete(ids), supports, plain)
+
+    def is_worthwhile(self, old: Kept, origin: np.ndarray, source: np.ndarray) -> bool:
+        """Whether bringing the old lists up to date takes less than building them."""
+        new_targets, new_candidates = (float(np.mean(found < 0)) if found.size else 0.0 for found in (origin, source))
+        if max(new_targets, new_candidates) > SEARCH_LIMIT:
+            return False
+        if not self.sparsity:
+            return old.supports.shape[1] == 0
+        old_size = int((old.ids[:, : self.k] >= 0).any(axis=0).sum())
+        return new_candidates <= PURSUIT_LIMIT and old_size == self.size and old.supports.shape[1] == self.sparsity
+
+    def update(
+        self, old: Kept, origin: np.ndarray, source: np.ndarray, targets: list[bytes], candidates: list[bytes]
+    ) -> tuple[Kept, int]:
+        """What an edit leaves, brought up to date, and how many rows were computed.
+
+        Parameters
+        ----------
+        origin, source
+            For each target and each candidate its old row, or -1 (see `align`).
+        """
+        stayed = np.flatnonzero(origin >= 0)
+        moved = np.full(len(old.candidates), -1, np.int32)
+        moved[source[source >= 0]] = np.flatnonzero(source >= 0)
+        ids, similarities, joined = self._merge(old, origin, stayed, moved, np.flatnonzero(source < 0))
+        short = (ids >= 0).sum(axis=1) < np.minimum(self.k, self.available)
+        searched = np.flatnonzero((origin < 0) | short)
+        ids[searched], similarities[searched] = self._search(searched)
+        again = (origin < 0) | short
+        touched = joined[:, : self.size].any(axis=1)
+        supports, plain = self._no_supports()
+        if self.sparsity:
+            supports[stayed] = _moved(old.supports[origin[stayed]], moved)
+            plain[stayed] = old.plain[origin[stayed]]
+            again |= touched & ~plain
+            doubtful = np.flatnonzero(touched & ~again)
+            again[doubtful] = ~self._still_chosen(doubtful, ids, similarities, joined, supports)
+            rows = np.flatnonzero(again)
+            supports[rows], plain[rows] = -1, True
+            self._pursue(rows, ids, similarities, self._gram_for(rows.size), supports, plain)
+        else:
+            again |= touched
+        kept = Kept(targets, candidates, ids, similarities, self._complete(ids), supports, plain)
+        return kept, int(again.sum())
+
+    # ------------------------------------------------------------------------------------------- lists
+
+    def _merge(
+        self, old: Kept, origin: np.ndarray, stayed: np.ndarray, moved: np.ndarray, come: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lists of the targets that stayed, and which entries joined the dictionary; of the others -1."""
+        from pipeline.graphs import kernels
+
+        ids, similarities = self._no_lists(len(origin))
+        joined = np.zeros(ids.shape, np.bool_)
+        step = max(1, int(max(self.room, 0) // (16 * self.width))) if come.size else max(1, stayed.size)
+        for first in range(0, stayed.size, step):
+            part = stayed[first : first + step]
+            near, values = np.empty((part.size, 0), np.int32), np.empty((part.size, 0), np.float32)
+            if come.size:
+                found = self._nearest(self.targets[part], self.candidates[come], min(self.width, come.size))
+                near = np.where(found.ids >= 0, come[found.ids], -1).astype(np.int32)
+                values = found.similarities
+            lists = np.empty((part.size, self.width), np.int32), np.empty((part.size, self.width), np.float32)
+            marks = np.empty((part.size, self.width), np.bool_)
+            kernels.merge(
+                origin[part], old.ids, old.similarities, old.complete, moved, near, values, self.size, *lists, marks
+            )
+            ids[part], similarities[part] = lists
+            joined[part] = marks
+        return ids, similarities, joined
+
+    def _search(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of some targets, by comparison with all candidates."""
+        ids, similarities = self._no_lists(rows.size)
+        if rows.size == len(self.targets):
+            found = self._nearest(self.targets, None if self.same else self.candidates, self.width)
+        elif rows.size == 0:
+            return ids, similarities
+        else:
+            found = self._nearest(self.targets[rows], self.candidates, self.width + self.same)
+            if self.same:
+                found = _without(found, rows)
+        count = found.ids.shape[1]
+        ids[:, :count], similarities[:, :count] = found
+        return ids, similarities
+
+    def _search_gram(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of all targets, compared with themselves, where all products are there already."""
+        from pipeline.graphs import kernels, products
+
+        ids, similarities = self._no_lists(len(self.targets))
+        count = min(self.width, gram.shape[0] - 1)
+        for first in range(0, gram.shape[0], products.LARGEST_BLOCK):
+            block = gram[first : first + products.LARGEST_BLOCK]
+            rows = self.left.kept[first : first + len(block)]
+            near, values = np.empty((len(block), count), np.int32), np.empty((len(block), count), np.float32)
+            kernels.select(block, np.arange(first, first + len(block)), False, near, values)
+            ids[rows, :count], similarities[rows, :count] = self.right.kept[near], values
+        return ids, similarities
+
+    def _nearest(self, queries: np.ndarray, candidates: np.ndarray | None, k: int) -> knn.Neighbours:
+        return knn.nearest(queries, candidates, k, max(self.room, 1.0) / 1e9, self.threads)
+
+    def _no_lists(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((rows, self.width), -1, np.int32), np.zeros((rows, self.width), np.float32)
+
+    def _complete(self, ids: np.ndarray) -> np.ndarray:
+        return (ids >= 0).sum(axis=1) >= self.available
+
+    # ---------------------------------------------------------------------------------------- pursuits
+
+    def _no_supports(self) -> tuple[np.ndarray, np.ndarray]:
+        n = len(self.targets)
+        return np.full((n, self.sparsity), -1, np.int32), np.ones(n, np.bool_)
+
+    def _gram_for(self, rows: int) -> np.ndarray | None:
+        """The candidates' Gram matrix where so many pursuits are worth it, and it fits the budget."""
+        from pipeline.graphs import products
+
+        m = self.right.kept.size
+        return products.gram(self.right.units, self.room) if GATHERED * rows * self.size * self.sparsity > m * m else None
+
+    def _pursue(
+        self,
+        rows: np.ndarray,
+        ids: np.ndarray,
+        similarities: np.ndarray,
+        gram: np.ndarray | None,
+        supports: np.ndarray,
+        plain: np.ndarray,
+    ) -> None:
+        """Put the supports of some targets into their places."""
+        from pipeline.graphs import kernels, products
+
+        rows = rows[self.available[rows] > 0] if self.sparsity else rows[:0]
+        none = np.empty((0, 0), np.float32)
+        for first in range(0, rows.size, products.LARGEST_BLOCK):
+            part = rows[first : first + products.LARGEST_BLOCK]
+            atoms, values = _by_id(self._places(ids[part, : self.size]), similarities[part, : self.size])
+            found = np.full((part.size, self.sparsity), -1, np.int32)
+            units = self.left.units[np.searchsorted(self.left.kept, part)]
+            plain[part] = kernels.pursue(units, self.right.units, atoms, values, none if gram is None else gram, found)
+            supports[part] = _moved(found, self.right.kept)
+            if self.progress is not None:
+                self.progress(first + part.size, rows.size)
+
+    def _still_chosen(
+        self,
+        rows: np.ndarray,
+        ids: np.ndarray,
+        similarities: np.ndarray,
+        joined: np.ndarray,
+        supports: np.ndarray,
+    ) -> np.ndarray:
+        """Which of some targets keep their supports, (r,) bool."""
+        from pipeline.graphs import kernels, products
+
+        same = np.zeros(rows.size, np.bool_)
+        for first in range(0, rows.size, products.LARGEST_BLOCK):
+            part = rows[first : first + products.LARGEST_BLOCK]
+            units = self.left.units[np.searchsorted(self.left.kept, part)]
+            same[first : first + part.size] = kernels.still_chosen(
+                units,
+                self.right.units,
+                self._places(ids[part, : self.size]),
+                similarities[part, : self.size],
+                joined[part, : self.size],
+                self._places(supports[part]),
+            )
+        return same
+
+    def _places(self, ids: np.ndarray) -> np.ndarray:
+        """Rows of `right.units` that candidates have; -1 for -1."""
+        if self.right.kept.size == self.right.total:
+            return np.ascontiguousarray(ids)
+        place = np.full(self.right.total, -1, np.int32)
+        place[self.right.kept] = np.arange(self.right.kept.size)
+        return _moved(ids, place)
+
+
+def _moved(ids: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """places[ids], int32, and -1 for -1."""
+    return np.where(ids >= 0, places[ids], -1).astype(np.int32) if places.size else np.full(ids.shape, -1, np.int32)
+
+
+def _by_id(ids: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row in the order of its ids. One sort of whole numbers is several times as fast as `argsort`."""
+    keys = np.sort((ids.astype(np.int64) << 32) | np.arange(ids.shape[1]), axis=1)
+    values = np.take_along_axis(similarities, keys & 0xFFFFFFFF, axis=1)
+    return (keys >> 32).astype(np.int32), values
+
+
+def _without(found: knn.Neighbours, own: np.ndarray) -> knn.Neighbours:
+    """Neighbours of each row with its own self left out, or else the last one."""
+    drop = found.ids == own[:, None]
+    drop[~drop.any(axis=1), -1:] = True
+    shape = (own.size, max(found.ids.shape[1] - 1, 0))
+    return knn.Neighbours(found.ids[~drop].reshape(shape), found.similarities[~drop].reshape(shape))
