@@ -191,8 +191,8 @@ def baby_points() -> Iterator[Point]:
             yield Point(f"{name} {stage} graph, Baby's shape within 2 GB", kind, stage, *BABY, ABOVE, 2.0, 0)
 
 
-def run_all(plan: list[Point], dimensions: int) -> dict[str, dict[str, list[Any]]]:
-    """Curve -> one list per figure, in order of size."""
+def run_all(plan: list[Point], dimensions: int) -> Iterator[dict[str, dict[str, list[Any]]]]:
+    """Curve -> one list per figure, in order of size; given after every point, since all of them take long."""
     curves: dict[str, dict[str, list[Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder, shape = Path(name), None
@@ -209,7 +209,7 @@ def run_all(plan: list[Point], dimensions: int) -> dict[str, dict[str, list[Any]
             curve = curves.setdefault(point.curve, {})
             for key, value in {"x": entities, **figures}.items():
                 curve.setdefault(key, []).append(value)
-    return curves
+            yield curves
 
 
 def _process(*words: str) -> str:
@@ -225,7 +225,7 @@ def _words(options: argparse.Namespace) -> list[str]:
     """The options that say what was measured."""
     sizes = ["--users", *map(str, options.users)] if options.users else []
     rest = ["--part", str(options.part), "--budget", f"{options.budget:g}"]
-    return [*(["--quick"] if options.quick else []), *sizes, *rest]
+    return [*(f"--{name}" for name in ("quick", "baby") if getattr(options, name)), *sizes, *rest]
 
 
 def machine() -> dict[str, Any]:
@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=20_000, help="targets that are measured; 0: all (default: 20000)")
     parser.add_argument("--budget", type=float, default=16.0, help="10^9 bytes of a stage's process (default: 16)")
     parser.add_argument("--users", type=int, nargs="+", help="sizes other than the usual ones")
+    parser.add_argument("--baby", action="store_true", help="Baby's shape within 2 GB alone")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--point", help=argparse.SUPPRESS)
@@ -262,25 +263,27 @@ def main() -> None:
     users = tuple(options.users or (QUICK_USERS if options.quick else USERS))
     above = QUICK_ABOVE if options.quick else ABOVE
     part = min(options.part, 2_000) if options.quick else options.part
-    plan = [*points(users, above, options.budget, part), *(() if options.quick else baby_points())]
-    curves = run_all(plan, 128 if options.quick else 768)
-    result = {
+    growing = [] if options.baby else points(users, above, options.budget, part)
+    plan = [*growing, *([] if options.quick else baby_points())]
+    result: dict[str, Any] = {
         "title": "Growth of the graph stages",
         "about": ABOUT,
         "command": " ".join(["python tests/benchmarks/growth.py", *_words(options)]),
         "date": date,
         "machine": before,
-        "curves": [{"name": name, **figures} for name, figures in curves.items()],
+        "curves": [],
         "notes": [
             f"Budget of a stage's process: {options.budget:g} GB, all memory counted; 10^9 bytes.",
             "Seconds, and cpu_seconds of all threads, of a point of which a part was measured are extrapolated: see "
             "`measured`.",
         ],
     }
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    if options.out:
-        options.out.write_text(text)
-    else:
+    for curves in run_all(plan, 128 if options.quick else 768):
+        result["curves"] = [{"name": name, **figures} for name, figures in curves.items()]
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        if options.out:
+            options.out.write_text(text)
+    if not options.out:
         print(text)
     return None
 

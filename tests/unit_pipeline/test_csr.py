@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from pipeline.graphs.csr import edges, from_edges, from_neighbours
+from pipeline.graphs.csr import _index_type, edges, from_edges, from_neighbours
 
 
 def test_neighbours_become_sorted_edges_and_minus_one_none() -> None:
@@ -50,3 +50,9 @@ def test_unsorted_graph_gives_sorted_edges_and_stays_as_it_is() -> None:
 def test_damaged_edge_list_names_the_edge(rows: list[int], columns: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_edges(np.array(rows), np.array(columns), (3, 4))
+
+
+def test_more_edges_than_32_bits_count_get_wider_pointers() -> None:
+    assert _index_type(1_000_000 * 800) is np.int32
+    assert _index_type(2**31 - 1) is np.int32
+    assert _index_type(3_000_000 * 800) is np.int64
