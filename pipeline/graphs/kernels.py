@@ -821,9 +821,7 @@ def still_chosen(
         alpha, lines = np.empty(count, np.float32), np.empty((sparsity, STRIP), np.float32)
         panels = np.zeros((1, targets.shape[1], STRIP), np.float32)
         support = np.full(sparsity, -1, np.int32)
-        plain = _pursue_one(
-            targets[t], candidates, few[:count], values[:count], gram, support, alpha, lines, panels
-        )
+        plain = _pursue_one(targets[t], candidates, few[:count], values[:count], gram, support, alpha, lines, panels)
         for s in range(sparsity):
             plain &= support[s] == supports[t, s]
         same[t] = plain

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from pipeline.graphs import kept, knn, omp, reuse
+from pipeline.graphs import knn, omp, reuse
 
 COMMON = dict(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
