@@ -36,12 +36,12 @@ test-vllm: $(VLLM)/.installed  ## profiles by a real vLLM engine on this CPU, in
 
 # In rounds, beside peers; and once.
 BESIDE_PEERS := graphs training evaluation startup
-ONCE := memory
+ONCE := memory growth graph_refresh
 
 bench: $(INSTALLED)  ## what is measured beside peers, in two rounds, into var/ (SCALE_MMREC: a checkout of MMRec)
 	$(MAKE) --no-print-directory measured FOLDER=var ROUNDS=2 ONCE=
 
-bench-full: $(INSTALLED)  ## that in five rounds, and memory and growth, into docs/ (hours)
+bench-full: $(INSTALLED)  ## that in five rounds, then memory, growth and refreshes of graphs, into docs/ (hours)
 	$(MAKE) --no-print-directory measured FOLDER=docs ROUNDS=5
 
 measured:

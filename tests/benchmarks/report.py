@@ -81,17 +81,13 @@ def rows_of(content: Json) -> list[Row]:
 
 def machine(machine: Json) -> str:
     """One paragraph on where it ran, with what, and what else ran."""
-    system = f", {machine['system']}" if "system" in machine else ""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    parts = [
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']:.0f} GB{system}; "
-        f"Python {machine['python']}, {versions}."
-    ]
-    match machine["load"]:
-        case dict() as load:
-            parts.append(f"Load average at the start of the turns: {spread_text(load, '')}, own jobs included.")
-        case float() as load:
-            parts.append(f"Load average before: {number(load, '')}.")
+    names = [machine[name] for name in ("cpu", "system") if name in machine]
+    names += [f"{machine['memory_gb']:.0f} GB"] if "memory_gb" in machine else []
+    names += [f"Python {machine['python']}"] if "python" in machine else []
+    names += [f"{name} {version}" for name, version in machine.get("packages", {}).items()]
+    parts = [", ".join([f"{machine['cores']} cores", *names]) + "."]
+    if machine["load"]:
+        parts.append(f"Load average, own jobs included: {cell(machine['load'])}.")
     if machine.get("environment"):
         parts.append("Set: " + ", ".join(f"`{name}={value}`" for name, value in machine["environment"].items()) + ".")
     return " ".join(parts)
@@ -109,29 +105,38 @@ def goal_table(rows: Sequence[Row]) -> str:
 
 
 def job_table(jobs: Mapping[str, Json]) -> str:
-    """Seconds and peak memory of every job."""
-    lines = ["| job | seconds | peak GB | |", "|---|---|---|---|"]
-    for name, job in jobs.items():
-        lines.append(f"| {name} | {spread_text(job['seconds'], '')} | {job['peak_gb']:.2f} | {job['note']} |")
+    """Every figure of every job."""
+    figures = list(dict.fromkeys(name for job in jobs.values() for name in job if job[name] != ""))
+    lines = [f"| job | {' | '.join(map(title, figures))} |", "|---" * (len(figures) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cell(job.get(figure)) for figure in figures)} |" for name, job in jobs.items()]
     return "\n".join(lines)
 
 
 def curve_table(curves: Sequence[Json]) -> str:
     """Every figure of every curve, one size a line."""
     figures = list(dict.fromkeys(name for curve in curves for name in curve if name not in ("name", "x")))
-    lines = [
-        f"| | size | {' | '.join(name.replace('_', ' ') for name in figures)} |",
-        "|---" * (len(figures) + 2) + "|",
-    ]
+    lines = [f"| | size | {' | '.join(map(title, figures))} |", "|---" * (len(figures) + 2) + "|"]
     for curve in curves:
         for place, size in enumerate(curve["x"]):
-            cells = [curve[name][place] if name in curve else None for name in figures]
-            lines.append(f"| {curve['name']} | {size:,} | {' | '.join(map(cell, cells))} |")
+            cells = [cell(curve[name][place]) if name in curve else "" for name in figures]
+            lines.append(f"| {curve['name']} | {size:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(value: float | str | None) -> str:
-    return number(value, "") if isinstance(value, (int, float)) else value or ""
+def title(figure: str) -> str:
+    """`peak_gb` as a table calls it."""
+    return figure.replace("_gb", " GB").replace("_", " ")
+
+
+def cell(value: Mapping[str, float] | float | str | None) -> str:
+    """A spread, a number or a text."""
+    match value:
+        case dict():
+            return spread_text(value, "")
+        case int() | float():
+            return number(value, "")
+        case _:
+            return value or ""
 
 
 def spread_text(values: Mapping[str, float], unit: str) -> str:
