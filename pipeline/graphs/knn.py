@@ -40,8 +40,8 @@ def nearest(
 ) -> Neighbours:
     """Top-k candidates of each query by cosine similarity.
 
-    The result depends on the features and k alone: not on memory, threads, or blocks. Zero rows have no direction: a
-    zero query gets no neighbours, and a zero candidate is nobody's neighbour.
+    The result depends on the features, k and `index` alone: not on memory, threads, or blocks. Zero rows have no
+    direction: a zero query gets no neighbours, and a zero candidate is nobody's neighbour.
 
     Parameters
     ----------
