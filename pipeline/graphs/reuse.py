@@ -86,9 +86,7 @@ def subspace_graph(
     """`omp.subspace_graph`, from what is in `memory` as far as it goes; a row is computed if its pursuit runs anew."""
     if not _is_kept(targets, candidates, dictionary_size, memory_gb, device):
         delete(memory.path)
-        graph = omp.subspace_graph(
-            targets, candidates, dictionary_size, sparsity, memory_gb, threads, progress, device
-        )
+        graph = omp.subspace_graph(targets, candidates, dictionary_size, sparsity, memory_gb, threads, progress, device)
         return Built(graph, graph.shape[0], 0)
     kept, computed = _refreshed(targets, candidates, dictionary_size, sparsity, memory, memory_gb, threads, progress)
     return _built(kept.supports, kept, computed)
@@ -308,7 +306,9 @@ class _Job:
         from pipeline.graphs import products
 
         m = self.right.kept.size
-        return products.gram(self.right.units, self.room) if GATHERED * rows * self.size * self.sparsity > m * m else None
+        return (
+            products.gram(self.right.units, self.room) if GATHERED * rows * self.size * self.sparsity > m * m else None
+        )
 
     def _pursue(
         self,
