@@ -110,24 +110,24 @@ def cache(
     ] = False,
     older_than: Annotated[int, typer.Option(help="Days that an unused row is kept.", min=0)] = 30,
 ) -> None:
-    """Show the row caches of language-model answers and text vectors: size, rows in use, hit rate of the last run."""
+    """Show the row caches of model answers, text vectors and graphs: size, rows in use, hit rate of the last run."""
     from datetime import timedelta
 
     import dagster as dg
 
     from assets import home, terminal
     from assets.results import caches
-    from pipeline import row_cache
+    from assets.results import prune as delete_unused
 
     home.dagster_home()
     with dg.DagsterInstance.get() as instance:
         found = caches(instance, dataset)
     if not found:
         where = f"for {dataset} " if dataset else ""
-        terminal.fail(f"no row cache {where}under {home.home() / 'cache'} yet; runs with a language model make one")
+        terminal.fail(f"no row cache {where}under {home.home() / 'cache'} yet; every run makes some")
     if prune:
         for each in found:
-            dropped = row_cache.prune(each.folder, timedelta(days=older_than))
+            dropped = delete_unused(each, timedelta(days=older_than))
             terminal.note(f"{each.dataset} {each.kind}: {dropped:,} unused rows older than {older_than} days deleted")
         with dg.DagsterInstance.get() as instance:
             found = caches(instance, dataset)

@@ -1,17 +1,20 @@
 """Graphs: subspaces by OMP (Algorithm 1), nearest neighbours (eqs. 4, 5), and their fusion (eq. 6)."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
 from scipy.sparse import csr_array
 
+from assets import home
 from assets.plots import degree_histogram
 from assets.progress import Progress
-from assets.settings import settings_of
+from assets.settings import partition_of, settings_of
 from assets.stage import Check, Result, stage
+
+if TYPE_CHECKING:
+    from pipeline.graphs.reuse import Built, Memory
 
 CHECKS = {
     "not_over_dense": "At most a tenth of all possible edges.",
@@ -23,7 +26,7 @@ SEARCH_CHECKS = CHECKS | {
 DENSITY_LIMIT, ISOLATED_LIMIT = 0.1, 0.05
 
 
-@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace"], checks=CHECKS)
 def user_subspace_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -31,7 +34,7 @@ def user_subspace_graph(
     return _subspace(context, progress, user_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace"], checks=CHECKS)
 def item_subspace_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -39,7 +42,7 @@ def item_subspace_graph(
     return _subspace(context, progress, item_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.omp"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace"], checks=CHECKS)
 def user_item_subspace_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -50,7 +53,7 @@ def user_item_subspace_graph(
     return _subspace(context, progress, user_text_embeddings, item_text_embeddings)
 
 
-@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity"], checks=CHECKS)
 def user_similarity_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -58,7 +61,7 @@ def user_similarity_graph(
     return _similarity(context, progress, user_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity"], checks=CHECKS)
 def item_text_similarity_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -66,7 +69,7 @@ def item_text_similarity_graph(
     return _similarity(context, progress, item_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity"], checks=CHECKS)
 def item_visual_similarity_graph(
     context: dg.AssetExecutionContext, item_visual_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -78,7 +81,7 @@ def item_visual_similarity_graph(
     return _similarity(context, progress, item_visual_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.knn"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity"], checks=CHECKS)
 def user_item_similarity_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -119,67 +122,58 @@ def semantic_graph(
 def _subspace(
     context: dg.AssetExecutionContext, progress: Progress, targets: np.ndarray, candidates: np.ndarray | None
 ) -> Result:
-    from pipeline.graphs.omp import subspace_graph
+    from pipeline.graphs.reuse import subspace_graph
 
     settings = settings_of(context)
-    found: dict[str, Any] = {}
-    graph = subspace_graph(
+    built = subspace_graph(
         targets,
         candidates,
-        dictionary_size=settings.subspace.dictionary_size,
-        sparsity=settings.subspace.sparsity,
-        memory_gb=_memory_left(context, targets, candidates),
+        settings.subspace.dictionary_size,
+        settings.subspace.sparsity,
+        _memory(context),
+        memory_gb=settings.resources.memory_gb,
         threads=settings.resources.threads,
         progress=progress.bar(context, "matching pursuit"),
         device=settings.resources.device,
         index=settings.index,
         report=found.update,
     )
-    return _searched(context, graph, found)
+    return _row_counts(_result(context, built.graph), built)
 
 
 def _similarity(
     context: dg.AssetExecutionContext, progress: Progress, queries: np.ndarray, candidates: np.ndarray | None
 ) -> Result:
-    from pipeline.graphs.knn import similarity_graph
+    from pipeline.graphs.reuse import similarity_graph
 
     settings = settings_of(context)
-    found: dict[str, Any] = {}
-    graph = similarity_graph(
+    built = similarity_graph(
         queries,
         candidates,
         settings.similarity.neighbours,
-        memory_gb=_memory_left(context, queries, candidates),
+        _memory(context),
+        memory_gb=settings.resources.memory_gb,
         threads=settings.resources.threads,
         progress=progress.bar(context, "nearest neighbours"),
         device=settings.resources.device,
         index=settings.index,
         report=found.update,
     )
-    return _searched(context, graph, found)
+    return _row_counts(_result(context, built.graph), built)
 
 
-def _memory_left(context: dg.AssetExecutionContext, *features: np.ndarray | None) -> float:
-    """What the process, with the features that it has loaded, leaves of the budget, in 10^9 bytes."""
-    from pipeline.graphs.products import memory_left
+def _memory(context: dg.AssetExecutionContext) -> "Memory":
+    """Where the graph's last build is kept, for the same code only."""
+    from pipeline.graphs.reuse import Memory
 
-    size = sum(part.nbytes for part in features if part is not None)
-    return memory_left(settings_of(context).resources.memory_gb, size, context.log.warning)
+    name = context.asset_key.to_user_string()
+    code = context.assets_def.code_versions_by_key[context.asset_key]
+    folder = home.cache_folder("graphs", partition_of(context)["dataset"])
+    return Memory(folder / f"{name}.parquet", str(code), context.log.warning)
 
 
-def _searched(context: dg.AssetExecutionContext, graph: csr_array, found: Mapping[str, Any]) -> Result:
-    """Add how the neighbours were found: by an index and with which recall, or exactly."""
-    result = _result(context, graph)
-    if not found:
-        check = Check(True, {"search": "exact"})
-        return replace(result, checks={**result.checks, "neighbours_found": check})
-    context.log.info(f"index of {found['clusters']:,} clusters: recall {found['recall']:.3f}")
-    advice = (
-        "" if found["recall"] >= found["recall_asked"] else "raise index.recall, or index.above for an exact search"
-    )
-    check = Check(not advice, {**found, **({"advice": advice} if advice else {})})
-    shown = {f"index_{name}": value for name, value in found.items()}
-    return replace(result, shown={**result.shown, **shown}, checks={**result.checks, "neighbours_found": check})
+def _row_counts(result: Result, built: "Built") -> Result:
+    return replace(result, shown={**result.shown, "rows_computed": built.computed, "rows_reused": built.reused})
 
 
 def _result(context: dg.AssetExecutionContext, graph: csr_array, blocks: tuple[int, int] | None = None) -> Result:

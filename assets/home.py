@@ -26,7 +26,7 @@ def raw_folder(dataset: str) -> Path:
 
 
 def cache_folder(kind: str, dataset: str) -> Path:
-    """Rows of a dataset that were costly to compute, to be reused: `profiles` or `embeddings`."""
+    """Rows of a dataset that were costly to compute, to be reused: `profiles`, `embeddings` or `graphs`."""
     return home() / "cache" / kind / dataset
 
 

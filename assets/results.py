@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,22 @@ from assets.training import group_of
 from assets.versions import latest
 from model.registry import MODELS
 from pipeline import parquet, row_cache
+from pipeline.graphs import kept
 
 METRIC_PREFIX = "test_"
 ROW_KINDS = ("computed", "reused")
 CACHED_STAGES = {
     "profiles": ("item_profiles", "user_profiles"),
     "embeddings": ("item_text_embeddings", "user_text_embeddings"),
+    "graphs": (
+        "user_subspace_graph",
+        "item_subspace_graph",
+        "user_item_subspace_graph",
+        "user_similarity_graph",
+        "item_text_similarity_graph",
+        "item_visual_similarity_graph",
+        "user_item_similarity_graph",
+    ),
 }
 
 
@@ -68,8 +79,14 @@ def caches(instance: dg.DagsterInstance, dataset: str | None = None) -> list[Cac
                 computed, reused = (record.shown.get(f"rows_{which}") if record else None for which in ROW_KINDS)
                 if computed is not None and reused is not None and computed + reused:
                     rates[stage] = reused / (computed + reused)
-            found.append(Cache(folder.name, kind, folder, row_cache.size(folder), rates))
+            size = kept.size(folder) if kind == "graphs" else row_cache.size(folder)
+            found.append(Cache(folder.name, kind, folder, size, rates))
     return found
+
+
+def prune(cache: Cache, older_than: timedelta) -> int:
+    """Delete old rows of a cache that no newest result uses; gives how many. A graph keeps its newest build alone."""
+    return 0 if cache.kind == "graphs" else row_cache.prune(cache.folder, older_than)
 
 
 def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:

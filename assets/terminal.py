@@ -98,8 +98,8 @@ def show_report(report: Report) -> None:
         console.print(f"[bold]cut off[/] {_listed(names)} [dim](unchanged above: {escape(unchanged)})[/]")
     computed, reused = (report.rows(count) for count in ROW_COUNTS)
     console.print(
-        f"ran {len(report.ran)} of {total} stages in {report.seconds:.0f} s; in profiles and embeddings {computed:,} "
-        f"rows were computed and {reused:,} reused"
+        f"ran {len(report.ran)} of {total} stages in {report.seconds:.0f} s; in profiles, embeddings and graphs "
+        f"{computed:,} rows were computed and {reused:,} reused"
     )
     if not_run:
         console.print(f"{not_run} stages did not run: {report.seconds_saved:.0f} s saved, by what they took last")

@@ -4,6 +4,7 @@ A kept file may be damaged, old or gone: then a graph is built from nothing, and
 """
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.parquet import atomic_path
+from pipeline.row_cache import CacheSize
 
 MADE_BY, HOLDS = b"scale.made_by", b"scale.holds"
+CANDIDATES = ".candidates.parquet"
 HASH = 16  # bytes
 
 
@@ -81,8 +84,6 @@ def align(before: Sequence[bytes], after: Sequence[bytes]) -> np.ndarray:
 
 def _longest_ascending(values: Sequence[int]) -> list[int]:
     """Places of a longest ascending subsequence of distinct values."""
-    from bisect import bisect_left
-
     tails: list[int] = []  # last value of the best subsequence of each length
     places: list[int] = []
     previous = [-1] * len(values)
@@ -152,9 +153,16 @@ def load(path: Path, made_by: str, same: bool, note: Callable[[str], None]) -> K
         return None
 
 
+def size(folder: Path) -> CacheSize:
+    """How much is kept of a folder's graphs: their targets, all in use."""
+    files = sorted(folder.glob("*.parquet"))
+    rows = sum(pq.read_metadata(path).num_rows for path in files if not path.name.endswith(CANDIDATES))
+    return CacheSize(rows, rows, len(files), sum(path.stat().st_size for path in files))
+
+
 def candidates_path(path: Path) -> Path:
     """Where the candidates' rows are kept if they are not the targets'."""
-    return path.with_suffix(".candidates.parquet")
+    return path.with_suffix(CANDIDATES)
 
 
 def delete(path: Path) -> None:

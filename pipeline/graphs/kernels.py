@@ -778,6 +778,35 @@ def merge(
             merged[r, place], values[r, place], joined[r, place] = -1, 0.0, False
 
 
+@njit(cache=True)
+def _deciding(
+    ids: np.ndarray,
+    similarities: np.ndarray,
+    joined: np.ndarray,
+    support: np.ndarray,
+    few: np.ndarray,
+    near: np.ndarray,
+) -> int:
+    """Atoms that joined or are in the support, by ascending id; their number, 0 if an atom left or there is no room."""
+    count, missing = 0, support.shape[0]
+    for place in range(ids.shape[0]):
+        known = False
+        for atom in support:
+            known |= ids[place] == atom
+        if not known and not joined[place]:
+            continue
+        if count == few.shape[0]:
+            return 0
+        at = count
+        while at > 0 and few[at - 1] > ids[place]:
+            few[at], near[at] = few[at - 1], near[at - 1]
+            at -= 1
+        few[at], near[at] = ids[place], similarities[place]
+        count += 1
+        missing -= known
+    return count if missing == 0 else 0
+
+
 @njit(parallel=True, cache=True)
 def still_chosen(
     targets: np.ndarray,
@@ -789,10 +818,10 @@ def still_chosen(
 ) -> np.ndarray:
     """Whether each target's pursuit chooses the same atoms as before, now that its dictionary is another; (n,) bool.
 
-    An atom's correlations depend on itself and on the atoms chosen before it, in float32 rounds as in exact arithmetic.
-    So, of the dictionary ids (n, k_s), the old support and the atoms that `joined` decide alone: if a pursuit among
-    these chooses the old support in the old order, so does one among all. Only for targets whose last pursuit was
-    decided by float32 correlations throughout.
+    An atom's correlations depend on itself and on the atoms chosen before it, so the old support and the atoms that
+    joined decide alone: if a pursuit among these chooses the old support in the old order, so does one among all. Only
+    for targets whose last pursuit was decided by float32 correlations throughout. False also where more atoms joined
+    than can be told here.
 
     targets (n, d), candidates (m, d): unit rows. ids, similarities, joined (n, k_s): the dictionary, in any order.
     supports (n, k_o): the old atoms in the order of their choice.
@@ -800,31 +829,21 @@ def still_chosen(
     n, sparsity = supports.shape
     same = np.zeros(n, np.bool_)
     gram = np.empty((0, 0), np.float32)
-    for t in prange(n):
-        few, values = np.empty(STRIP, np.int32), np.empty(STRIP, np.float32)
-        count = found = 0
-        for place in range(ids.shape[1]):
-            known = False
-            for s in range(sparsity):
-                known |= ids[t, place] == supports[t, s]
-            if known or joined[t, place]:
-                found += known
-                if count < STRIP:  # by ascending id, as the pursuit has it
-                    at = count
-                    while at > 0 and few[at - 1] > ids[t, place]:
-                        few[at], values[at] = few[at - 1], values[at - 1]
-                        at -= 1
-                    few[at], values[at] = ids[t, place], similarities[t, place]
-                count += 1
-        if found < sparsity or count > STRIP:
-            continue
-        alpha, lines = np.empty(count, np.float32), np.empty((sparsity, STRIP), np.float32)
+    chunk = 32  # targets that share one allocation of scratch
+    for task in prange((n + chunk - 1) // chunk):
+        few, near = np.empty(STRIP, np.int32), np.empty(STRIP, np.float32)
+        alpha, lines = np.empty(STRIP, np.float32), np.empty((sparsity, STRIP), np.float32)
         panels = np.zeros((1, targets.shape[1], STRIP), np.float32)
-        support = np.full(sparsity, -1, np.int32)
-        plain = _pursue_one(targets[t], candidates, few[:count], values[:count], gram, support, alpha, lines, panels)
-        for s in range(sparsity):
-            plain &= support[s] == supports[t, s]
-        same[t] = plain
+        found = np.empty(sparsity, np.int32)
+        for t in range(task * chunk, min(n, (task + 1) * chunk)):
+            count = _deciding(ids[t], similarities[t], joined[t], supports[t], few, near)
+            if count > 0:
+                found[:] = -1
+                plain = _pursue_one(
+                    targets[t], candidates, few[:count], near[:count], gram, found, alpha[:count], lines, panels
+                )
+                same[t] = plain and np.array_equal(found, supports[t])
+    return same
 
 
 # -------------------------------------------------------------------------------------------------------- threads

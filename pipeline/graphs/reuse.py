@@ -20,13 +20,15 @@ from pipeline import fingerprint
 from pipeline.graphs import csr, knn, omp
 from pipeline.graphs.kept import Kept, align, delete, load, row_hashes, save
 
-# Share of new rows, among targets and candidates, above which everything is built anew: a full search of a set in
-# itself takes half of all products, while each new row is compared with all others twice.
-SEARCH_LIMIT = 0.25
-# Share of new candidates above which hardly a pursuit stands: two atoms of ten come or go in every dictionary.
-PURSUIT_LIMIT = 0.1
-# A product of a gathered dictionary takes as long as this many of a Gram matrix.
-GATHERED = 3
+# Share of new rows, among targets or candidates, above which everything is built anew. A full search of a set in itself
+# takes half of all products, and each new row is compared with all others twice: at 0.25 nothing would be gained, and
+# lists have to be brought up to date besides.
+SEARCH_LIMIT = 0.15
+# Share of new candidates above which pursuits are all run anew: with supports of 10 a third of them falls at 0.02 and
+# seven in eight at 0.1, each of which costs three times as much without the Gram matrix.
+PURSUIT_LIMIT = 0.03
+# A product of a gathered dictionary takes as long as this many of a Gram matrix, of which half are computed.
+GATHERED = 1.5
 
 
 class Built(NamedTuple):
@@ -138,11 +140,8 @@ def _refreshed(
         rows = row_hashes(targets)
         others = rows if candidates is None else row_hashes(candidates)
         old = load(memory.path, made_by, candidates is None, memory.note)
-        origin, source = (align(old.targets, rows), align(old.candidates, others)) if old else (None, None)
-        if old is None or origin is None or source is None or not job.is_worthwhile(old, origin, source):
-            kept, computed = job.build(rows, others), len(rows)
-        else:
-            kept, computed = job.update(old, origin, source, rows, others)
+        updated = None if old is None else job.update(old, rows, others)
+        kept, computed = updated or (job.build(rows, others), len(rows))
     save(kept, memory.path, made_by)
     return kept, computed
 
@@ -186,26 +185,12 @@ class _Job:
         self._pursue(rows, ids, similarities, gram, supports, plain)
         return Kept(targets, candidates, ids, similarities, self._complete(ids), supports, plain)
 
-    def is_worthwhile(self, old: Kept, origin: np.ndarray, source: np.ndarray) -> bool:
-        """Whether bringing the old lists up to date takes less than building them."""
-        new_targets, new_candidates = (float(np.mean(found < 0)) if found.size else 0.0 for found in (origin, source))
-        if max(new_targets, new_candidates) > SEARCH_LIMIT:
-            return False
-        if not self.sparsity:
-            return old.supports.shape[1] == 0
-        old_size = int((old.ids[:, : self.k] >= 0).any(axis=0).sum())
-        return new_candidates <= PURSUIT_LIMIT and old_size == self.size and old.supports.shape[1] == self.sparsity
-
-    def update(
-        self, old: Kept, origin: np.ndarray, source: np.ndarray, targets: list[bytes], candidates: list[bytes]
-    ) -> tuple[Kept, int]:
-        """What an edit leaves, brought up to date, and how many rows were computed.
-
-        Parameters
-        ----------
-        origin, source
-            For each target and each candidate its old row, or -1 (see `align`).
-        """
+    def update(self, old: Kept, targets: list[bytes], candidates: list[bytes]) -> tuple[Kept, int] | None:
+        """What an edit leaves, brought up to date, and how many rows were computed; None where that does not pay."""
+        origin = align(old.targets, targets)  # for each row its old row, or -1
+        source = origin if self.same else align(old.candidates, candidates)
+        if not self._is_worthwhile(old, origin, source):
+            return None
         stayed = np.flatnonzero(origin >= 0)
         moved = np.full(len(old.candidates), -1, np.int32)
         moved[source[source >= 0]] = np.flatnonzero(source >= 0)
@@ -229,6 +214,16 @@ class _Job:
             again |= touched
         kept = Kept(targets, candidates, ids, similarities, self._complete(ids), supports, plain)
         return kept, int(again.sum())
+
+    def _is_worthwhile(self, old: Kept, origin: np.ndarray, source: np.ndarray) -> bool:
+        """Whether bringing the old lists up to date takes less than building them."""
+        new_targets, new_candidates = (float(np.mean(found < 0)) if found.size else 0.0 for found in (origin, source))
+        if max(new_targets, new_candidates) > SEARCH_LIMIT:
+            return False
+        if not self.sparsity:
+            return old.supports.shape[1] == 0
+        old_size = int((old.ids[:, : self.k] >= 0).any(axis=0).sum())
+        return new_candidates <= PURSUIT_LIMIT and old_size == self.size and old.supports.shape[1] == self.sparsity
 
     # ------------------------------------------------------------------------------------------- lists
 
@@ -307,7 +302,9 @@ class _Job:
 
         m = self.right.kept.size
         return (
-            products.gram(self.right.units, self.room) if GATHERED * rows * self.size * self.sparsity > m * m else None
+            products.gram(self.right.units, self.room)
+            if GATHERED * rows * self.size * self.sparsity > m * m / 2
+            else None
         )
 
     def _pursue(

@@ -1,4 +1,4 @@
-"""A trained encoder sees the texts that an edit changed and no others, and a rebuild gives the same vectors."""
+"""After an edit an encoder sees the changed texts alone, graphs compute few rows, and a rebuild gives the same."""
 
 import json
 import os
@@ -13,6 +13,14 @@ from assets.storage import stored_path
 from pipeline.row_cache import size
 
 STAGES = ("item_text_embeddings", "user_text_embeddings")
+ITEM_GRAPHS = ("item_text_similarity_graph", "item_subspace_graph")
+GRAPHS = (
+    *ITEM_GRAPHS,
+    "user_similarity_graph",
+    "user_subspace_graph",
+    "user_item_similarity_graph",
+    "user_item_subspace_graph",
+)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("SCALE_TEST_ENCODER" not in os.environ, reason="install the dev extra: it carries the encoder"),
@@ -36,7 +44,7 @@ def test_one_items_description(shop, open_pipeline, tmp_path: Path):
 
     def refresh():
         report = pipeline.refresh("shop", ["scale"], **changes).run()
-        return {ran.node.name: ran.shown for ran in report.ran if ran.node.name in STAGES}
+        return {ran.node.name: ran.shown for ran in report.ran if ran.node.name in STAGES + GRAPHS}
 
     with open_pipeline(shop.home) as pipeline:
         before = refresh()
@@ -57,9 +65,14 @@ def test_one_items_description(shop, open_pipeline, tmp_path: Path):
         assert sum(after[name]["rows_reused"] for name in STAGES) == texts - sum(new)
         kept = size(home.cache_folder("embeddings", "shop"))
         assert (kept.rows, kept.in_use) == (sum(map(len, known)) + sum(new), texts)
-        refreshed = [stored(name) for name in STAGES]
+        for name in GRAPHS:
+            rows = len(stored("items" if name in ITEM_GRAPHS else "users"))
+            assert before[name]["rows_computed"] == after[name]["rows_computed"] + after[name]["rows_reused"] == rows
+        for name in ITEM_GRAPHS:
+            assert 1 <= after[name]["rows_computed"] < stored("items").height / 2
+        refreshed = [stored(name) for name in STAGES + GRAPHS]
 
     with open_pipeline(tmp_path / "clean") as pipeline:
         rebuilt = refresh()
-        assert [rebuilt[name]["rows_reused"] for name in STAGES] == [0, 0]
-        assert all(new.equals(old) for new, old in zip(map(stored, STAGES), refreshed, strict=True))
+        assert not any(rebuilt[name]["rows_reused"] for name in STAGES + GRAPHS)
+        assert all(new.equals(old) for new, old in zip(map(stored, STAGES + GRAPHS), refreshed, strict=True))
