@@ -1,5 +1,6 @@
 """Graphs: subspaces by OMP (Algorithm 1), nearest neighbours (eqs. 4, 5), and their fusion (eq. 6)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ SEARCH_CHECKS = CHECKS | {
 DENSITY_LIMIT, ISOLATED_LIMIT = 0.1, 0.05
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def user_subspace_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -34,7 +35,7 @@ def user_subspace_graph(
     return _subspace(context, progress, user_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def item_subspace_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -42,7 +43,7 @@ def item_subspace_graph(
     return _subspace(context, progress, item_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def user_item_subspace_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -53,7 +54,7 @@ def user_item_subspace_graph(
     return _subspace(context, progress, user_text_embeddings, item_text_embeddings)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
 def user_similarity_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -61,7 +62,7 @@ def user_similarity_graph(
     return _similarity(context, progress, user_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
 def item_text_similarity_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -69,7 +70,7 @@ def item_text_similarity_graph(
     return _similarity(context, progress, item_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
 def item_visual_similarity_graph(
     context: dg.AssetExecutionContext, item_visual_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -81,7 +82,7 @@ def item_visual_similarity_graph(
     return _similarity(context, progress, item_visual_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity"], checks=CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
 def user_item_similarity_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -125,20 +126,21 @@ def _subspace(
     from pipeline.graphs.reuse import subspace_graph
 
     settings = settings_of(context)
+    found: dict[str, Any] = {}
     built = subspace_graph(
         targets,
         candidates,
         settings.subspace.dictionary_size,
         settings.subspace.sparsity,
         _memory(context),
-        memory_gb=settings.resources.memory_gb,
+        memory_gb=_memory_left(context, targets, candidates),
         threads=settings.resources.threads,
         progress=progress.bar(context, "matching pursuit"),
         device=settings.resources.device,
         index=settings.index,
         report=found.update,
     )
-    return _row_counts(_result(context, built.graph), built)
+    return _searched(context, built, found)
 
 
 def _similarity(
@@ -147,19 +149,20 @@ def _similarity(
     from pipeline.graphs.reuse import similarity_graph
 
     settings = settings_of(context)
+    found: dict[str, Any] = {}
     built = similarity_graph(
         queries,
         candidates,
         settings.similarity.neighbours,
         _memory(context),
-        memory_gb=settings.resources.memory_gb,
+        memory_gb=_memory_left(context, queries, candidates),
         threads=settings.resources.threads,
         progress=progress.bar(context, "nearest neighbours"),
         device=settings.resources.device,
         index=settings.index,
         report=found.update,
     )
-    return _row_counts(_result(context, built.graph), built)
+    return _searched(context, built, found)
 
 
 def _memory(context: dg.AssetExecutionContext) -> "Memory":
@@ -172,8 +175,26 @@ def _memory(context: dg.AssetExecutionContext) -> "Memory":
     return Memory(folder / f"{name}.parquet", str(code), context.log.warning)
 
 
-def _row_counts(result: Result, built: "Built") -> Result:
-    return replace(result, shown={**result.shown, "rows_computed": built.computed, "rows_reused": built.reused})
+def _memory_left(context: dg.AssetExecutionContext, *features: np.ndarray | None) -> float:
+    """What the process, with the features that it has loaded, leaves of the budget, in 10^9 bytes."""
+    from pipeline.graphs.products import memory_left
+
+    size = sum(part.nbytes for part in features if part is not None)
+    return memory_left(settings_of(context).resources.memory_gb, size, context.log.warning)
+
+
+def _searched(context: dg.AssetExecutionContext, built: "Built", found: Mapping[str, Any]) -> Result:
+    """The graph, how many of its rows were computed, and how neighbours were found: exactly, or with which recall."""
+    result = _result(context, built.graph)
+    shown = {**result.shown, "rows_computed": built.computed, "rows_reused": built.reused}
+    check = Check(True, {"search": "exact"})
+    if found:
+        context.log.info(f"index of {found['clusters']:,} clusters: recall {found['recall']:.3f}")
+        is_enough = found["recall"] >= found["recall_asked"]
+        advice = {} if is_enough else {"advice": "raise index.recall, or index.above for an exact search"}
+        check = Check(is_enough, {**found, **advice})
+        shown |= {f"index_{name}": value for name, value in found.items()}
+    return replace(result, shown=shown, checks={**result.checks, "neighbours_found": check})
 
 
 def _result(context: dg.AssetExecutionContext, graph: csr_array, blocks: tuple[int, int] | None = None) -> Result:

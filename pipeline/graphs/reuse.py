@@ -11,7 +11,7 @@ long as the rows that stayed keep their order; those that do not count as new (`
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -19,6 +19,10 @@ from scipy.sparse import csr_array
 from pipeline import fingerprint
 from pipeline.graphs import csr, knn, omp
 from pipeline.graphs.kept import Kept, align, delete, load, row_hashes, save
+from pipeline.settings import IndexSettings
+
+if TYPE_CHECKING:
+    from pipeline.graphs.index import Report
 
 # Share of new rows, among targets or candidates, above which everything is built anew. A full search of a set in itself
 # takes half of all products, and each new row is compared with all others twice: at 0.25 nothing would be gained, and
@@ -64,11 +68,13 @@ def similarity_graph(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     device: str = "cpu",
+    index: IndexSettings | None = None,
+    report: "Report | None" = None,
 ) -> Built:
     """`knn.similarity_graph`, from what is in `memory` as far as it goes; a row is computed if it is searched anew."""
-    if not _is_kept(queries, candidates, k, memory_gb, device):
+    if not _is_kept(queries, candidates, k, memory_gb, device, index):
         delete(memory.path)
-        graph = knn.similarity_graph(queries, candidates, k, memory_gb, threads, progress, device)
+        graph = knn.similarity_graph(queries, candidates, k, memory_gb, threads, progress, device, index, report)
         return Built(graph, graph.shape[0], 0)
     kept, computed = _refreshed(queries, candidates, k, 0, memory, memory_gb, threads, progress)
     return _built(kept.ids[:, :k], kept, computed)
@@ -84,23 +90,34 @@ def subspace_graph(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     device: str = "cpu",
+    index: IndexSettings | None = None,
+    report: "Report | None" = None,
 ) -> Built:
     """`omp.subspace_graph`, from what is in `memory` as far as it goes; a row is computed if its pursuit runs anew."""
-    if not _is_kept(targets, candidates, dictionary_size, memory_gb, device):
+    if not _is_kept(targets, candidates, dictionary_size, memory_gb, device, index):
         delete(memory.path)
-        graph = omp.subspace_graph(targets, candidates, dictionary_size, sparsity, memory_gb, threads, progress, device)
+        graph = omp.subspace_graph(
+            targets, candidates, dictionary_size, sparsity, memory_gb, threads, progress, device, index, report
+        )
         return Built(graph, graph.shape[0], 0)
     kept, computed = _refreshed(targets, candidates, dictionary_size, sparsity, memory, memory_gb, threads, progress)
     return _built(kept.supports, kept, computed)
 
 
-def _is_kept(targets: np.ndarray, candidates: np.ndarray | None, k: int, memory_gb: float, device: str) -> bool:
+def _is_kept(
+    targets: np.ndarray,
+    candidates: np.ndarray | None,
+    k: int,
+    memory_gb: float,
+    device: str,
+    index: IndexSettings | None,
+) -> bool:
     """Whether this graph's builds are kept: exact, reproducible ones that leave at least half of the budget."""
     from pipeline.graphs import products
 
-    if k < 1 or products.accelerator(device) is not None:
-        return False
     m = (targets if candidates is None else candidates).shape[0]
+    if k < 1 or products.accelerator(device) is not None or (index is not None and m > index.above):
+        return False
     return 2 * _bytes(targets.shape[0], _width(k, m)) <= memory_gb * 1e9
 
 
@@ -167,7 +184,8 @@ class _Job:
         self.width = _width(k, len(self.candidates))
         self.size = max(0, min(k, self.right.kept.size - self.same))  # of a dictionary
         self.sparsity = min(sparsity, self.size)
-        self.room = memory_gb * 1e9 - _bytes(len(targets), self.width)
+        copies = self.left.units.nbytes + (0 if self.same else self.right.units.nbytes)
+        self.room = memory_gb * 1e9 - _bytes(len(targets), self.width) - copies
         # How many candidates there are for each target, itself left out.
         self.available = np.zeros(len(targets), np.int64)
         self.available[self.left.kept] = self.right.kept.size - self.same
