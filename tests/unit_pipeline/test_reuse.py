@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from pipeline.graphs import knn, omp, reuse
+from pipeline.graphs import kept, knn, omp, reuse
 
 
 def memory(folder: Path, code: str = "code") -> reuse.Memory:
