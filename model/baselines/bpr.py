@@ -39,10 +39,9 @@ class BPR(Recommender):
         return self.user_embeddings, self.item_embeddings
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        users = self.user_embeddings.index_select(0, batch.users)  # (B, d)
-        positives, negatives = self.item_embeddings.index_select(
-            0, torch.cat([batch.positives, batch.negatives])
-        ).chunk(2)
+        users = self.user_embeddings.index_select(0, batch.users.to(self.device))  # (B, d)
+        items = torch.cat([batch.positives, batch.negatives]).to(self.device)
+        positives, negatives = self.item_embeddings.index_select(0, items).chunk(2)
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}
         if self.config.l2:
             terms["l2"] = self.config.l2 * embedding_l2(users, positives, negatives)
