@@ -22,7 +22,6 @@ from model import kernels
 # More chunks than threads: rows differ in length, and a chunk is the unit that a free thread takes next.
 CHUNKS = 64
 CPU = torch.device("cpu")
-LINE = 16  # floats that share a cache line
 STRIP = 64  # columns that are summed at a time: the usual width of an embedding, and no more than registers hold
 
 
@@ -304,21 +303,8 @@ class _Take(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         total = gradients[0].new_zeros((context.count, gradients[0].shape[1]))
         for part, gradient in zip(context.places, gradients, strict=True):
-            if total.is_cuda:
-                total.index_add_(0, part, gradient)
-            else:
-                _add_rows(gradient.contiguous().numpy(), part.numpy(), total.numpy())
+            total.index_add_(0, part, gradient)
         return total, *(None for _ in context.places)
-
-
-# A thread takes columns, not rows, so each sum is made in the order of `places`, whatever the number of threads.
-@numba.njit(parallel=True, cache=True)
-def _add_rows(values: np.ndarray, places: np.ndarray, total: np.ndarray) -> None:
-    width = total.shape[1]
-    for line in numba.prange(-(-width // LINE)):
-        for row in range(places.size):
-            for k in range(line * LINE, min(width, (line + 1) * LINE)):
-                total[places[row], k] += values[row, k]
 
 
 # ------------------------------------------------------------------------------------------------ compiled product

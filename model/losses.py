@@ -65,7 +65,9 @@ def relation_contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, tem
 
 def embedding_l2(*embeddings: Tensor) -> Tensor:
     """Half the squared norm of a triplet's embeddings, a mean over triplets; each argument has shape (B, d)."""
-    return sum((part.square().sum() for part in embeddings), embeddings[0].new_zeros(())) / (2 * len(embeddings[0]))
+    # Row by row first: a sum of many numbers at once would be split between threads, and round by their number.
+    norms = torch.stack([part.square().sum(1) for part in embeddings]).sum(0)  # (B,)
+    return norms.sum() / (2 * len(norms))
 
 
 class _InfoNCE(torch.autograd.Function):
