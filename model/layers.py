@@ -109,14 +109,14 @@ class Rows:
         ids = used.nonzero()[:, 0]
         places = torch.full((count,), -1)
         places[ids] = torch.arange(len(ids))
-        return cls(_sent(ids, device), places)
+        return cls(to_device(ids, device), places)
 
     def take(self, table: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         """For each of `parts`, nodes (B,) with repeats and on the CPU, its rows (B, d) of `table` (U, d).
 
         One call for all that a loss needs of a table: the gradients are summed into one.
         """
-        places = _sent(self.places[torch.cat(parts)], table.device).split([len(part) for part in parts])
+        places = to_device(self.places[torch.cat(parts)], table.device).split([len(part) for part in parts])
         if kernels.are_fast():
             taken: tuple[Tensor, ...] = _Take.apply(table, *places)
             return taken
@@ -127,7 +127,7 @@ class Rows:
         return values.new_zeros((len(self.places), values.shape[1])).index_copy_(0, self.ids, values)
 
 
-def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
     """A copy on the device that does not wait for what the device is still computing."""
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
