@@ -110,7 +110,7 @@ class RecData:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's triplets: int64 tensors of one length B, on the model's device."""
+    """One training step's triplets: int64 tensors of one length B, on the CPU, where models prepare their indices."""
 
     users: Tensor
     positives: Tensor

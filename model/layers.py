@@ -21,6 +21,7 @@ from model import kernels
 
 # More chunks than threads: rows differ in length, and a chunk is the unit that a free thread takes next.
 CHUNKS = 64
+CPU = torch.device("cpu")
 STRIP = 64  # columns that are summed at a time: the usual width of an embedding, and no more than registers hold
 
 
@@ -92,27 +93,43 @@ class Rows:
     Parameters
     ----------
     ids
-        Shape (U,), int64, ascending.
+        Shape (U,), int64, ascending; on the device that computes.
     places
-        Shape (n,), int64: where a row stands in `ids`, or -1.
+        Shape (n,), int64: where a row stands in `ids`, or -1; on the CPU.
     """
 
     ids: Tensor
     places: Tensor
 
     @classmethod
-    def of(cls, nodes: Tensor, count: int) -> "Rows":
-        """The distinct ones of `nodes` among `count` rows."""
-        used = torch.zeros(count, dtype=torch.bool, device=nodes.device)
+    def of(cls, nodes: Tensor, count: int, device: torch.device = CPU) -> "Rows":
+        """The distinct ones of `nodes`, which are on the CPU, among `count` rows."""
+        used = torch.zeros(count, dtype=torch.bool)
         used[nodes] = True
         ids = used.nonzero()[:, 0]
-        places = torch.full((count,), -1, device=nodes.device)
-        places[ids] = torch.arange(len(ids), device=nodes.device)
-        return cls(ids, places)
+        places = torch.full((count,), -1)
+        places[ids] = torch.arange(len(ids))
+        return cls(to_device(ids, device), places)
+
+    def take(self, table: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        """For each of `parts`, nodes (B,) with repeats and on the CPU, its rows (B, d) of `table` (U, d).
+
+        One call for all that a loss needs of a table: the gradients are summed into one.
+        """
+        places = to_device(self.places[torch.cat(parts)], table.device).split([len(part) for part in parts])
+        if kernels.are_fast():
+            taken: tuple[Tensor, ...] = _Take.apply(table, *places)
+            return taken
+        return tuple(table[part] for part in places)
 
     def spread(self, values: Tensor) -> Tensor:
         """Rows (n, d) that hold `values` (U, d), and zero elsewhere."""
         return values.new_zeros((len(self.places), values.shape[1])).index_copy_(0, self.ids, values)
+
+
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that does not wait for what the device is still computing."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 class SparseGraph(nn.Module):
@@ -272,6 +289,22 @@ class _LayerMean(torch.autograd.Function):
         for _ in range(layers - 1):
             total = graph.multiply(total, gradient, addend_rows=rows)
         return total, None, None, None
+
+
+class _Take(torch.autograd.Function):
+    """Selections of rows; the gradient is the sum of theirs, row by row."""
+
+    @staticmethod
+    def forward(context: Any, table: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
+        context.places, context.count = places, len(table)
+        return tuple(table.index_select(0, part) for part in places)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total = gradients[0].new_zeros((context.count, gradients[0].shape[1]))
+        for part, gradient in zip(context.places, gradients, strict=True):
+            total.index_add_(0, part, gradient)
+        return total, *(None for _ in context.places)
 
 
 # ------------------------------------------------------------------------------------------------ compiled product

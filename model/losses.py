@@ -10,6 +10,8 @@ from model import kernels
 
 # Rows of the similarity matrix that are worked on at a time: 256 x 2048 floats stay in cache.
 BLOCK = 256
+# Cosines over a temperature below this could overflow exp, or vanish in it.
+SHARP = 1 / 40
 
 
 def bpr(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
@@ -63,7 +65,9 @@ def relation_contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, tem
 
 def embedding_l2(*embeddings: Tensor) -> Tensor:
     """Half the squared norm of a triplet's embeddings, a mean over triplets; each argument has shape (B, d)."""
-    return sum((part.square().sum() for part in embeddings), embeddings[0].new_zeros(())) / (2 * len(embeddings[0]))
+    # Row by row first: a sum of many numbers at once would be split between threads, and round by their number.
+    norms = torch.stack([part.square().sum(1) for part in embeddings]).sum(0)  # (B,)
+    return norms.sum() / (2 * len(norms))
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -73,18 +77,21 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, anchors: Tensor, views: Tensor, temperature: float) -> Tensor:
-        count = len(anchors)
+        count, width = anchors.shape
         total = anchors.new_zeros(())
         anchor_gradient, view_gradient = -views, -anchors
+        scaled = anchors / temperature
+        logits, products = anchors.new_empty((BLOCK, count)), anchors.new_empty((BLOCK, width))
         for start in range(0, count, BLOCK):
             block = anchors[start : start + BLOCK]
-            logits = (block @ views.T).div_(temperature)  # (b, n)
-            positive = logits.diagonal(start).sum()
-            largest = logits.amax(1, keepdim=True)
-            weights = logits.sub_(largest).exp_()
-            normaliser = weights.sum(1, keepdim=True)
-            total += (largest + normaliser.log()).sum() - positive
-            anchor_gradient[start : start + BLOCK] += (weights @ views) / normaliser
+            weights = torch.mm(scaled[start : start + BLOCK], views.T, out=logits[: len(block)])  # (b, n)
+            if temperature < SHARP:  # taking the same from a row's logits leaves its loss as it is
+                weights -= weights.amax(1, keepdim=True)
+            total -= weights.diagonal(start).sum()
+            normaliser = weights.exp_().sum(1, keepdim=True)
+            total += normaliser.log().sum()
+            product = torch.mm(weights, views, out=products[: len(block)])
+            anchor_gradient[start : start + BLOCK] += product.div_(normaliser)
             view_gradient.addmm_(weights.T, block / normaliser)
         context.save_for_backward(anchor_gradient, view_gradient)
         context.scale = 1 / (count * temperature)

@@ -94,12 +94,12 @@ class TripletSampler:
         self._negatives = ComplementSampler(train)
         self._batch_size = batch_size
 
-    def epoch(self, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
         """Batches of one epoch."""
         order = torch.randperm(len(self._users), generator=generator).numpy()
         users = self._users[order]
         negatives = self._negatives.draw(users, generator)
-        triplets = torch.from_numpy(np.stack([users, self._items[order], negatives])).to(device)  # (3, |E|)
+        triplets = torch.from_numpy(np.stack([users, self._items[order], negatives]))  # (3, |E|)
         for part in triplets.split(self._batch_size, dim=1):
             yield Batch(users=part[0], positives=part[1], negatives=part[2])
 

@@ -76,29 +76,25 @@ class Scale(Recommender):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         users, items = batch.users.unique(), batch.positives.unique() + self.user_count
-        triplets = torch.cat([batch.users, batch.positives + self.user_count, batch.negatives + self.user_count])
+        triplets = [batch.users, batch.positives + self.user_count, batch.negatives + self.user_count]
         contrasted = [self._sample(nodes) for nodes in (users, items)] if self.config.semantic_weight else []
-        relations = self._draw_relations(users, items) if self.config.relation_weight else []
+        drawn = self._draw_relations(users, items) if self.config.relation_weight else []
+        relations = [nodes for relation in drawn for nodes in relation]
+        rows = Rows.of(torch.cat([*triplets, *contrasted, *relations]), len(self.embeddings), self.device)
 
-        parts = [triplets, *contrasted, *(nodes for relation in relations for nodes in relation)]
-        nodes, sizes = torch.cat(parts), [len(part) for part in parts]
-        rows = Rows.of(nodes, len(self.embeddings))
-        places = rows.places[nodes]
-        near, far = (table.index_select(0, places).split(sizes) for table in self._convolve(rows))  # rows of H̃, Ĥ
-        users, positives, negatives = (near[0] + far[0]).chunk(3)  # rows of H = H̃ + Ĥ, (B, d) each
+        interaction, semantic = self._convolve(rows)  # rows of H̃ and Ĥ, (U, d) each
+        taken = rows.take(interaction + semantic, *triplets, *relations)  # rows of H
+        users, positives, negatives = taken[:3]  # (B, d) each
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}  # (12)
-
-        first_relation = 1 + len(contrasted)
         if self.config.semantic_weight:
-            alignment = terms["bpr"].new_zeros(())
-            for part in range(1, first_relation):
-                alignment = alignment + infonce(near[part], far[part], self.config.semantic_temperature)  # (8), (9)
-            terms["semantic_alignment"] = self.config.semantic_weight * alignment
+            views = zip(rows.take(interaction, *contrasted), rows.take(semantic, *contrasted), strict=True)
+            alignment = [infonce(near, far, self.config.semantic_temperature) for near, far in views]  # (8)
+            terms["semantic_alignment"] = self.config.semantic_weight * torch.stack(alignment).sum()  # (9)
         if self.config.relation_weight:
-            hidden = [a + b for a, b in zip(near[first_relation:], far[first_relation:], strict=True)]  # rows of H
-            terms["relation_alignment"] = self.config.relation_weight * self._relation_alignment(hidden)
+            terms["relation_alignment"] = self.config.relation_weight * self._relation_alignment(taken[3:])
         if self.config.l2:
-            terms["l2"] = self.config.l2 * embedding_l2(*self.embeddings.index_select(0, triplets).chunk(3))
+            own = self.embeddings.index_select(0, rows.ids)
+            terms["l2"] = self.config.l2 * embedding_l2(*rows.take(own, *triplets))
         return terms  # their sum is (13)
 
     def _convolve(self, rows: Rows | None = None) -> tuple[Tensor, Tensor]:
@@ -115,9 +111,9 @@ class Scale(Recommender):
         size = self.config.contrast_size
         if size is None or size >= len(nodes):
             return nodes
-        return nodes[torch.randperm(len(nodes), generator=self.generator)[:size].to(nodes.device)]
+        return nodes[torch.randperm(len(nodes), generator=self.generator)[:size]]
 
-    def _relation_alignment(self, rows: list[Tensor]) -> Tensor:
+    def _relation_alignment(self, rows: tuple[Tensor, ...]) -> Tensor:
         """Sum over relations (11) of the contrast of their targets, positives and negatives (10)."""
         total = self.embeddings.new_zeros(())
         for targets, positives, negatives in zip(rows[0::3], rows[1::3], rows[2::3], strict=True):
@@ -128,10 +124,10 @@ class Scale(Recommender):
     def _draw_relations(self, users: Tensor, items: Tensor) -> list[list[Tensor]]:
         """Node numbers of targets, positives and negatives for uu, ii and ui; one without targets is left out."""
         drawn = [
-            relation.draw(nodes.cpu().numpy(), self.generator)
+            relation.draw(nodes.numpy(), self.generator)
             for relation, nodes in zip(self._relations, (users, items, users), strict=True)
         ]
-        return [[torch.from_numpy(part).to(users.device) for part in parts] for parts in drawn if len(parts[0])]
+        return [[torch.from_numpy(part) for part in parts] for parts in drawn if len(parts[0])]
 
 
 class _Relation:

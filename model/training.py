@@ -188,11 +188,8 @@ class _Run:
         start = time.perf_counter()
         self._model.train()
         self._model.before_epoch(number)
-        steps = [
-            self._step(number, step, batch)
-            for step, batch in enumerate(self._sampler.epoch(self._generator, self._device), start=1)
-        ]
-        losses = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        steps = [self._step(batch) for batch in self._sampler.epoch(self._generator)]
+        losses = self._mean_losses(number, steps)
         trained = time.perf_counter()
         due = number % self._config.evaluate_every == 0 or number == self._config.epochs
         validation = self._evaluate("valid").means if due else None
@@ -203,20 +200,28 @@ class _Run:
             self._best_weights = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
         return record
 
-    def _step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:
+    def _step(self, batch: Batch) -> dict[str, Tensor]:
         self._optimizer.zero_grad()
         terms = self._model.loss(batch)
         total = torch.stack(list(terms.values())).sum()
-        values = dict(zip([*terms, "total"], torch.stack([*terms.values(), total]).tolist(), strict=True))
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"epoch {epoch}, step {step}: the loss term {name} is {value}; try a lower learning_rate "
-                    f"(now {self._config.learning_rate}) or a higher temperature, and look for NaN in the features"
-                )
         total.backward()
         self._optimizer.step()
-        return values
+        return {name: term.detach() for name, term in {**terms, "total": total}.items()}
+
+    def _mean_losses(self, epoch: int, steps: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Means over an epoch's steps, read from the device once, so that no step waits for it."""
+        names = list(steps[0])
+        values = torch.stack([torch.stack(list(step.values())) for step in steps]).tolist()  # (S, terms)
+        for number, step in enumerate(values, start=1):
+            for name, value in zip(names, step, strict=True):
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"epoch {epoch}, step {number}: the loss term {name} is {value}; try a lower learning_rate "
+                        f"(now {self._config.learning_rate}) or a higher temperature, and look for NaN in the features"
+                    )
+        return {
+            name: math.fsum(column) / len(values) for name, column in zip(names, zip(*values, strict=True), strict=True)
+        }
 
     def _check_progress(self) -> None:
         if len(self.history) != SETTLING_EPOCHS:

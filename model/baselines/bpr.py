@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
+from model.layers import to_device
 from model.losses import bpr, embedding_l2
 
 
@@ -39,10 +40,9 @@ class BPR(Recommender):
         return self.user_embeddings, self.item_embeddings
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        users = self.user_embeddings.index_select(0, batch.users)  # (B, d)
-        positives, negatives = self.item_embeddings.index_select(
-            0, torch.cat([batch.positives, batch.negatives])
-        ).chunk(2)
+        users = self.user_embeddings.index_select(0, to_device(batch.users, self.device))  # (B, d)
+        items = to_device(torch.cat([batch.positives, batch.negatives]), self.device)
+        positives, negatives = self.item_embeddings.index_select(0, items).chunk(2)
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}
         if self.config.l2:
             terms["l2"] = self.config.l2 * embedding_l2(users, positives, negatives)

@@ -44,12 +44,12 @@ class LightGCN(Recommender):
         return users, items
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        nodes = torch.cat([batch.users, batch.positives + self.user_count, batch.negatives + self.user_count])
-        rows = Rows.of(nodes, len(self.embeddings))
+        triplets = [batch.users, batch.positives + self.user_count, batch.negatives + self.user_count]
+        rows = Rows.of(torch.cat(triplets), len(self.embeddings), self.device)
         propagated = self.graph.layer_mean(self.embeddings, self.config.layers, rows)  # (U, d)
-        users, positives, negatives = propagated.index_select(0, rows.places[nodes]).chunk(3)  # each (B, d)
+        users, positives, negatives = rows.take(propagated, *triplets)  # each (B, d)
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}
         if self.config.l2:
-            own = self.embeddings.index_select(0, nodes)
-            terms["l2"] = self.config.l2 * embedding_l2(*own.chunk(3))
+            own = self.embeddings.index_select(0, rows.ids)
+            terms["l2"] = self.config.l2 * embedding_l2(*rows.take(own, *triplets))
         return terms

@@ -25,7 +25,7 @@ def built(name: str, settings: dict[str, int], data: RecData) -> Recommender:
 
 def losses_and_gradients(model: Recommender, data: RecData, form: Kernels) -> tuple[np.ndarray, list[np.ndarray]]:
     generator = torch.Generator().manual_seed(1)
-    batch = next(TripletSampler(data.train, 16).epoch(generator, torch.device("cpu")))  # leaves nodes out
+    batch = next(TripletSampler(data.train, 16).epoch(generator))  # leaves nodes out
     with kernels.use(form):
         model.train()
         model.before_epoch(1)

@@ -137,3 +137,16 @@ def test_pruning_spares_edges_of_low_degree_in_the_stated_proportion() -> None:
     generator = torch.Generator().manual_seed(0)
     draws = [prune_edges(edges, 0.8 - 1e-9, generator).toarray()[1, 4] for _ in range(3000)]
     assert np.mean(draws) == pytest.approx(1 / 3, abs=0.03)
+
+
+@pytest.mark.parametrize("width", [5, 64])
+def test_rows_taken_and_their_gradient_equal_a_selection(width: int) -> None:
+    parts = [torch.tensor([7, 3, 3, 59]), torch.tensor([3, 0]), torch.tensor([], dtype=torch.int64)]
+    rows = Rows.of(torch.cat(parts), 60)
+    whole = torch.randn(60, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    table = whole.detach()[rows.ids].requires_grad_()
+    for part, taken in zip(parts, rows.take(table, *parts), strict=True):
+        assert torch.equal(taken, whole[part])
+    sum((k + 1) * taken.square().sum() for k, taken in enumerate(rows.take(table, *parts))).backward()
+    sum((k + 1) * whole[part].square().sum() for k, part in enumerate(parts)).backward()
+    torch.testing.assert_close(rows.spread(table.grad), whole.grad)

@@ -16,7 +16,6 @@ from model.registry import MODELS, load
 from model.sampling import TripletSampler
 from model.training import train
 
-CPU = torch.device("cpu")
 every_model = pytest.mark.parametrize("name", sorted(MODELS))
 
 
@@ -27,7 +26,7 @@ def build(name: str, data: RecData, seed: int = 0) -> Recommender:
 
 def batches(data: RecData, count: int) -> list[Batch]:
     sampler = TripletSampler(data.train, batch_size=64)
-    return list(sampler.epoch(torch.Generator().manual_seed(1), CPU))[:count]
+    return list(sampler.epoch(torch.Generator().manual_seed(1)))[:count]
 
 
 class Trace:

@@ -45,7 +45,7 @@ def test_full_row_is_an_error() -> None:
 def test_an_epoch_visits_every_interaction_once() -> None:
     members = np.random.default_rng(0).random((20, 15)) < 0.4
     train = csr_array(members.astype(np.float32))
-    batches = list(TripletSampler(train, batch_size=16).epoch(torch.Generator().manual_seed(0), torch.device("cpu")))
+    batches = list(TripletSampler(train, batch_size=16).epoch(torch.Generator().manual_seed(0)))
     users, positives, negatives = (
         torch.cat([getattr(batch, name) for batch in batches]).numpy() for name in ("users", "positives", "negatives")
     )

@@ -16,7 +16,7 @@ def build(data: RecData, seed: int = 0, **settings: object) -> Scale:
 
 
 def batch(data: RecData, size: int = 64) -> Batch:
-    return next(TripletSampler(data.train, size).epoch(torch.Generator().manual_seed(0), torch.device("cpu")))
+    return next(TripletSampler(data.train, size).epoch(torch.Generator().manual_seed(0)))
 
 
 def dense_representations(model: Scale, data: RecData, layers: int, semantic_layers: int) -> tuple[torch.Tensor, ...]:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from model import training
-from model.base import Batch, DataError, RecData, Recommender
+from model.base import Batch, DataError, RecData, Recommender, SemanticGraphs
 from model.config import ModelConfig, TrainingConfig
 from model.metrics import Evaluation
 from model.registry import MODELS, load
@@ -53,6 +53,24 @@ def scripted(data: RecData, script: Callable[[int], float]) -> Scripted:
     model = Scripted(ModelConfig(), data, torch.Generator())
     model.script = script
     return model
+
+
+def random_data(users: int, items: int) -> RecData:
+    rng = np.random.default_rng(0)
+
+    def some(rows: int, columns: int, per_row: int) -> csr_array:
+        chosen = rng.random((rows, columns)).argpartition(per_row, axis=1)[:, :per_row]
+        graph = csr_array(
+            (np.ones(rows * per_row, dtype=np.float32), (np.arange(rows).repeat(per_row), chosen.ravel())),
+            shape=(rows, columns),
+        )
+        graph.sort_indices()
+        return graph
+
+    supports = some(users, users, 5), some(items, items, 5), some(users, items, 5)
+    semantic = SemanticGraphs(some(users + items, users + items, 10), *supports)
+    splits = [some(users, items, per_row) for per_row in (6, 1, 1)]
+    return RecData("random", *splits, semantic=semantic)
 
 
 def run(name: str, data: RecData, **arguments: Any) -> TrainingResult:
@@ -122,6 +140,18 @@ def test_thread_count_is_set_and_put_back(threads: int | None, expected: int, ch
     run("lightgcn", checkerboard, config=config, on_epoch=lambda _: during.append(torch.get_num_threads()))
     assert during == [expected]
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_the_number_of_threads_changes_no_byte(name: str) -> None:
+    data = random_data(users=900, items=700)  # large enough for BLAS and torch to share their work out
+    config = CONFIG.model_copy(update={"epochs": 2, "batch_size": 2048})
+    model_class = load(name)
+    outcomes = []
+    for threads in (1, 2):
+        model = model_class(model_class.Config(), data, torch.Generator().manual_seed(0))
+        outcomes.append(outcome(train(model, data, config.model_copy(update={"threads": threads}))))
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize(("values", "best", "length", "reason"), [
