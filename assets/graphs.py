@@ -27,7 +27,7 @@ SEARCH_CHECKS = CHECKS | {
 DENSITY_LIMIT, ISOLATED_LIMIT = 0.1, 0.05
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def user_subspace_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -35,7 +35,7 @@ def user_subspace_graph(
     return _subspace(context, progress, user_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def item_subspace_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -43,7 +43,7 @@ def item_subspace_graph(
     return _subspace(context, progress, item_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
 def user_item_subspace_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -123,7 +123,7 @@ def semantic_graph(
 def _subspace(
     context: dg.AssetExecutionContext, progress: Progress, targets: np.ndarray, candidates: np.ndarray | None
 ) -> Result:
-    from pipeline.graphs.reuse import subspace_graph
+    from pipeline.graphs.subspaces import subspace_graph
 
     settings = settings_of(context)
     found: dict[str, Any] = {}

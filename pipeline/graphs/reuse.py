@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from pipeline import fingerprint
-from pipeline.graphs import csr, knn, omp
+from pipeline.graphs import csr, knn
 from pipeline.graphs.kept import Kept, align, delete, load, row_hashes, save
 from pipeline.settings import IndexSettings
 
@@ -72,39 +72,15 @@ def similarity_graph(
     report: "Report | None" = None,
 ) -> Built:
     """`knn.similarity_graph`, from what is in `memory` as far as it goes; a row is computed if it is searched anew."""
-    if not _is_kept(queries, candidates, k, memory_gb, device, index):
+    if not is_kept(queries, candidates, k, memory_gb, device, index):
         delete(memory.path)
         graph = knn.similarity_graph(queries, candidates, k, memory_gb, threads, progress, device, index, report)
         return Built(graph, graph.shape[0], 0)
-    kept, computed = _refreshed(queries, candidates, k, 0, memory, memory_gb, threads, progress)
-    return _built(kept.ids[:, :k], kept, computed)
+    kept, computed = refreshed(queries, candidates, k, 0, memory, memory_gb, threads, progress)
+    return built(kept.ids[:, :k], kept, computed)
 
 
-def subspace_graph(
-    targets: np.ndarray,
-    candidates: np.ndarray | None,
-    dictionary_size: int,
-    sparsity: int,
-    memory: Memory,
-    memory_gb: float = 4.0,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    device: str = "cpu",
-    index: IndexSettings | None = None,
-    report: "Report | None" = None,
-) -> Built:
-    """`omp.subspace_graph`, from what is in `memory` as far as it goes; a row is computed if its pursuit runs anew."""
-    if not _is_kept(targets, candidates, dictionary_size, memory_gb, device, index):
-        delete(memory.path)
-        graph = omp.subspace_graph(
-            targets, candidates, dictionary_size, sparsity, memory_gb, threads, progress, device, index, report
-        )
-        return Built(graph, graph.shape[0], 0)
-    kept, computed = _refreshed(targets, candidates, dictionary_size, sparsity, memory, memory_gb, threads, progress)
-    return _built(kept.supports, kept, computed)
-
-
-def _is_kept(
+def is_kept(
     targets: np.ndarray,
     candidates: np.ndarray | None,
     k: int,
@@ -131,11 +107,12 @@ def _bytes(rows: int, width: int) -> int:
     return rows * width * 17
 
 
-def _built(ids: np.ndarray, kept: Kept, computed: int) -> Built:
+def built(ids: np.ndarray, kept: Kept, computed: int) -> Built:
+    """The graph with an edge from each target to each of its `ids` (n, k)."""
     return Built(csr.from_neighbours(ids, len(kept.candidates)), computed, len(kept.targets) - computed)
 
 
-def _refreshed(
+def refreshed(
     targets: np.ndarray,
     candidates: np.ndarray | None,
     k: int,

@@ -56,12 +56,12 @@ def jobs(users: np.ndarray, items: np.ndarray) -> dict[str, tuple[np.ndarray, np
 
 def measure(shape: str, rounds: int) -> dict[str, Any]:
     """Seconds of refreshes and full builds, and rows computed: job -> kind of graph -> figures."""
-    from pipeline.graphs import knn, omp, reuse
+    from pipeline.graphs import knn, omp, reuse, subspaces
 
     users, items, dimensions, size = SHAPES[shape]
     features = made_features(users, dimensions, 1), made_features(items, dimensions, 2)
     kinds: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[int, ...]]] = {
-        "subspace": (omp.subspace_graph, reuse.subspace_graph, (size, SPARSITY)),
+        "subspace": (omp.subspace_graph, subspaces.subspace_graph, (size, SPARSITY)),
         "similarity": (knn.similarity_graph, reuse.similarity_graph, (NEIGHBOURS,)),
     }
     found: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from pipeline.graphs import kept, knn, omp, reuse
+from pipeline.graphs import kept, knn, omp, reuse, subspaces
 
 
 def memory(folder: Path, code: str = "code") -> reuse.Memory:
@@ -75,7 +75,7 @@ def test_equals_a_full_build_after_any_edits(tmp_path_factory, data, seed: int, 
             near = reuse.similarity_graph(targets, candidates, k, memory(folder / "knn"))
             assert_equal(near.graph, knn.similarity_graph(targets, candidates, k))
             assert near.computed + near.reused == len(targets)
-            chosen = reuse.subspace_graph(targets, candidates, size, sparsity, memory(folder / "omp"))
+            chosen = subspaces.subspace_graph(targets, candidates, size, sparsity, memory(folder / "omp"))
             assert_equal(chosen.graph, omp.subspace_graph(targets, candidates, size, sparsity))
             assert chosen.computed + chosen.reused == len(targets)
             targets = edit(targets, rng, data.draw(KINDS), fresh)
@@ -94,13 +94,13 @@ def test_one_changed_row_computes_few(tmp_path: Path, same: bool) -> None:
     targets = text_like(rng, 600)
     candidates = None if same else text_like(rng, 480)
     store = memory(tmp_path)
-    first = reuse.subspace_graph(targets, candidates, 60, 5, store)
+    first = subspaces.subspace_graph(targets, candidates, 60, 5, store)
     assert (first.computed, first.reused) == (600, 0)
-    again = reuse.subspace_graph(targets, candidates, 60, 5, store)
+    again = subspaces.subspace_graph(targets, candidates, 60, 5, store)
     assert (again.computed, again.reused) == (0, 600)
     edited = (targets if same else candidates).copy()
     edited[7] = text_like(rng, 2)[1]  # its topic is row 1's and 7's
-    now = reuse.subspace_graph(edited if same else targets, None if same else edited, 60, 5, store)
+    now = subspaces.subspace_graph(edited if same else targets, None if same else edited, 60, 5, store)
     assert_equal(now.graph, omp.subspace_graph(edited if same else targets, None if same else edited, 60, 5))
     changed = abs(now.graph - first.graph).sum(axis=1).nonzero()[0]
     assert set(changed % 6) == {1}  # nobody of another topic
@@ -113,7 +113,7 @@ def test_a_row_far_from_all_computes_only_itself(tmp_path: Path, same: bool) -> 
     targets = text_like(rng, 300)
     candidates = None if same else text_like(rng, 240)
     far = np.concatenate([targets if same else candidates, -targets[:1]])
-    for build, own in ((reuse.similarity_graph, (5,)), (reuse.subspace_graph, (40, 5))):
+    for build, own in ((reuse.similarity_graph, (5,)), (subspaces.subspace_graph, (40, 5))):
         store = memory(tmp_path / build.__name__)
         build(targets, candidates, *own, store)
         found = build(far if same else targets, None if same else far, *own, store)
@@ -123,17 +123,17 @@ def test_a_row_far_from_all_computes_only_itself(tmp_path: Path, same: bool) -> 
 def test_an_undone_edit_gives_the_first_graph_again(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     features, store = text_like(rng, 200), memory(tmp_path)
-    first = reuse.subspace_graph(features, None, 30, 5, store)
+    first = subspaces.subspace_graph(features, None, 30, 5, store)
     edited = np.delete(features, 50, axis=0)
-    reuse.subspace_graph(edited, None, 30, 5, store)
-    assert_equal(reuse.subspace_graph(features, None, 30, 5, store).graph, first.graph)
+    subspaces.subspace_graph(edited, None, 30, 5, store)
+    assert_equal(subspaces.subspace_graph(features, None, 30, 5, store).graph, first.graph)
 
 
 def test_other_settings_code_or_types_start_anew(tmp_path: Path) -> None:
     features = text_like(np.random.default_rng(3), 100)
-    reuse.subspace_graph(features, None, 30, 5, memory(tmp_path))
+    subspaces.subspace_graph(features, None, 30, 5, memory(tmp_path))
     for change in ({"code": "other"}, {"size": 31}, {"sparsity": 4}, {"kind": np.float64}, {"candidates": features}):
-        found = reuse.subspace_graph(
+        found = subspaces.subspace_graph(
             features.astype(change.get("kind", np.float32)),
             change.get("candidates"),
             change.get("size", 30),
@@ -141,7 +141,7 @@ def test_other_settings_code_or_types_start_anew(tmp_path: Path) -> None:
             memory(tmp_path, change.get("code", "code")),
         )
         assert (found.computed, found.reused) == (100, 0)
-        reuse.subspace_graph(features, None, 30, 5, memory(tmp_path))
+        subspaces.subspace_graph(features, None, 30, 5, memory(tmp_path))
 
 
 @pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.999])
@@ -150,15 +150,15 @@ def test_a_damaged_memory_is_reported_and_not_used(tmp_path: Path, name: str, pl
     rng = np.random.default_rng(4)
     targets, candidates = text_like(rng, 100), text_like(rng, 90)
     store, notes = memory(tmp_path), []
-    first = reuse.subspace_graph(targets, candidates, 30, 5, store)
+    first = subspaces.subspace_graph(targets, candidates, 30, 5, store)
     path = tmp_path / name
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 4
     path.write_bytes(content)
-    found = reuse.subspace_graph(targets, candidates, 30, 5, store._replace(note=notes.append))
+    found = subspaces.subspace_graph(targets, candidates, 30, 5, store._replace(note=notes.append))
     assert_equal(found.graph, first.graph)
     assert found.reused == 100 or (notes and "damaged" in notes[0])
-    assert reuse.subspace_graph(targets, candidates, 30, 5, store).computed == 0
+    assert subspaces.subspace_graph(targets, candidates, 30, 5, store).computed == 0
 
 
 def test_files_of_two_graphs_do_not_pass_for_one(tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_memory_and_threads_leave_every_edge_as_it_is(tmp_path: Path) -> None:
     edited = np.delete(features, 3, axis=0)
     graphs = []
     for name, memory_gb, threads in (("wide", 4.0, None), ("narrow", 0.0061, 1)):
-        reuse.subspace_graph(features, None, 80, 5, memory(tmp_path / name), memory_gb, threads)
-        found = reuse.subspace_graph(edited, None, 80, 5, memory(tmp_path / name), memory_gb, threads)
+        subspaces.subspace_graph(features, None, 80, 5, memory(tmp_path / name), memory_gb, threads)
+        found = subspaces.subspace_graph(edited, None, 80, 5, memory(tmp_path / name), memory_gb, threads)
         assert found.reused > 700
         graphs.append(found.graph)
     assert_equal(*graphs)
