@@ -14,19 +14,18 @@ them all; reading, copies and the whole index are measured, and the search is ex
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.benchmarks import results
 
 USERS = (25_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
 QUICK_USERS = (4_000, 8_000, 16_000)
@@ -221,26 +220,6 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _words(options: argparse.Namespace) -> list[str]:
-    """The options that say what was measured."""
-    sizes = ["--users", *map(str, options.users)] if options.users else []
-    rest = ["--part", str(options.part), "--budget", f"{options.budget:g}"]
-    return [*(f"--{name}" for name in ("quick", "baby") if getattr(options, name)), *sizes, *rest]
-
-
-def machine() -> dict[str, Any]:
-    """CPU, cores, memory, versions, and the load average."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": models[0].split(":", 1)[1].strip() if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9,
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("numpy", "numba", "pyarrow")},
-        "load": os.getloadavg()[0],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes of 128 dimensions, in a few minutes")
@@ -259,25 +238,17 @@ def main() -> None:
     if options.point:
         print(json.dumps(measure(Point(**json.loads(options.point)), options.folder)))
         return None
-    before, date = machine(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     users = tuple(options.users or (QUICK_USERS if options.quick else USERS))
     above = QUICK_ABOVE if options.quick else ABOVE
     part = min(options.part, 2_000) if options.quick else options.part
     growing = [] if options.baby else points(users, above, options.budget, part)
     plan = [*growing, *([] if options.quick else baby_points())]
-    result: dict[str, Any] = {
-        "title": "Growth of the graph stages",
-        "about": ABOUT,
-        "command": " ".join(["python tests/benchmarks/growth.py", *_words(options)]),
-        "date": date,
-        "machine": before,
-        "curves": [],
-        "notes": [
-            f"Budget of a stage's process: {options.budget:g} GB, all memory counted; 10^9 bytes.",
-            "Seconds, and cpu_seconds of all threads, of a point of which a part was measured are extrapolated: see "
-            "`measured`.",
-        ],
-    }
+    notes = [
+        f"Budget of a stage's process: {options.budget:g} GB, all memory counted; 10^9 bytes.",
+        "Seconds, and cpu_seconds of all threads, of a point of which a part was measured are extrapolated: see "
+        "`measured`.",
+    ]
+    result = results.result("Growth of the graph stages", ABOUT, 1, [os.getloadavg()[0]], notes=notes)
     for curves in run_all(plan, 128 if options.quick else 768):
         result["curves"] = [{"name": name, **figures} for name, figures in curves.items()]
         text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
