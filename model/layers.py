@@ -7,22 +7,14 @@ zero elsewhere, are never spread over all nodes.
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from scipy.sparse import block_array, csr_array
 from torch import Tensor, nn
 
-from model import kernels
+from model import compiled, kernels
 
-# More chunks than threads: rows differ in length, and a chunk is the unit that a free thread takes next.
-CHUNKS = 64
 CPU = torch.device("cpu")
-STRIP = 64  # columns that are summed at a time: the usual width of an embedding, and no more than registers hold
 
 
 def bipartite_adjacency(interactions: csr_array) -> csr_array:
@@ -209,7 +201,7 @@ class SparseGraph(nn.Module):
         out = torch.empty((len(ids), dense.shape[1]), dtype=torch.float32)
         contiguous = dense.detach().contiguous()
         start = contiguous if addend is None else addend.detach().contiguous()
-        _multiply(
+        compiled.multiply_rows(
             self.indptr.numpy(),
             self.indices.numpy(),
             self.values.numpy(),
@@ -305,108 +297,3 @@ class _Take(torch.autograd.Function):
         for part, gradient in zip(context.places, gradients, strict=True):
             total.index_add_(0, part, gradient)
         return total, *(None for _ in context.places)
-
-
-# ------------------------------------------------------------------------------------------------ compiled product
-
-
-@intrinsic
-def _add_strip(typing_context: Any, values: Any, indices: Any, places: Any, first: Any, last: Any,
-               dense: Any, stride: Any, offset: Any, out: Any, place: Any) -> Any:  # fmt: skip
-    """out[place + k] += sum of values[e] * dense[places[indices[e]] * stride + offset + k] over e, for k < STRIP.
-
-    Entries whose place is -1 are left out. The sums stay in registers, which numba does not manage by itself.
-    """
-    flat, index = types.Array(types.float32, 1, "C"), types.intp
-    columns, rows = types.Array(types.int32, 1, "C"), types.Array(types.int64, 1, "C")
-    signature = types.void(flat, columns, rows, index, index, flat, index, index, flat, index)
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        vector, word = ir.VectorType(ir.FloatType(), STRIP), ir.IntType(64)
-        data = {n: context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 1, 2, 5, 8)}
-        first, last, stride, offset, place = (arguments[n] for n in (3, 4, 6, 7, 9))
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{STRIP}f32"
-        )
-
-        def strip(array: int, start: Any) -> Any:
-            return builder.bitcast(builder.gep(data[array], [start]), vector.as_pointer())
-
-        target = strip(8, place)
-        start = builder.load(target, align=4)
-        before = builder.block
-        head, body, add, following, after = (builder.append_basic_block() for _ in range(5))
-        builder.branch(head)
-
-        builder.position_at_end(head)
-        entry, total = builder.phi(word), builder.phi(vector)
-        builder.cbranch(builder.icmp_signed("<", entry, last), body, after)
-
-        builder.position_at_end(body)
-        column = builder.sext(builder.load(builder.gep(data[1], [entry])), word)
-        row = builder.load(builder.gep(data[2], [column]))
-        builder.cbranch(builder.icmp_signed("<", row, ir.Constant(word, 0)), following, add)
-
-        builder.position_at_end(add)
-        value = builder.load(builder.gep(data[0], [entry]))
-        lanes = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-        first_lane = ir.Constant(ir.VectorType(ir.IntType(32), STRIP), [0] * STRIP)
-        lanes = builder.shuffle_vector(lanes, ir.Constant(vector, ir.Undefined), first_lane)
-        terms = builder.load(strip(5, builder.add(builder.mul(row, stride), offset)), align=4)
-        added = builder.call(fma, [lanes, terms, total])
-        builder.branch(following)
-
-        builder.position_at_end(following)
-        kept = builder.phi(vector)
-        kept.add_incoming(total, body)
-        kept.add_incoming(added, add)
-        next_entry = builder.add(entry, ir.Constant(word, 1))
-        builder.branch(head)
-        for phi, begin, then in ((entry, first, next_entry), (total, start, kept)):
-            phi.add_incoming(begin, before)
-            phi.add_incoming(then, following)
-
-        builder.position_at_end(after)
-        builder.store(total, target, align=4)
-        return context.get_dummy_value()
-
-    return signature, emit
-
-
-# Each row is summed by one thread in index order, so the result does not depend on the number of threads.
-@numba.njit(parallel=True, cache=True, fastmath={"contract"}, error_model="numpy")
-def _multiply(
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    values: np.ndarray,
-    rows: np.ndarray,
-    places: np.ndarray,
-    dense: np.ndarray,
-    has_addend: bool,
-    addend_places: np.ndarray,
-    addend: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    """out[r] = sum_e values[e] dense[places[indices[e]]] over the entries of row rows[r], + addend."""
-    width = dense.shape[1]
-    flat, flat_out, strips = dense.reshape(-1), out.reshape(-1), width // STRIP * STRIP
-    work = np.empty(rows.size + 1, np.int64)
-    work[0] = 0
-    for r in range(rows.size):
-        work[r + 1] = work[r] + indptr[rows[r] + 1] - indptr[rows[r]] + 1
-    for chunk in numba.prange(CHUNKS):
-        start = np.searchsorted(work, work[-1] * chunk // CHUNKS)
-        end = np.searchsorted(work, work[-1] * (chunk + 1) // CHUNKS)
-        for r in range(start, end):
-            first, last = np.intp(indptr[rows[r]]), np.intp(indptr[rows[r] + 1])
-            place = addend_places[rows[r]] if has_addend else -1
-            for k in range(width):
-                out[r, k] = addend[place, k] if place >= 0 else np.float32(0)
-            for k in range(0, strips, STRIP):
-                _add_strip(values, indices, places, first, last, flat, width, k, flat_out, r * width + k)
-            if strips < width:
-                for entry in range(first, last):
-                    place = places[indices[entry]]
-                    if place >= 0:
-                        for k in range(strips, width):
-                            out[r, k] += values[entry] * dense[place, k]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import kernels
+from model import compiled, kernels
 
 # Rows of the similarity matrix that are worked on at a time: 256 x 2048 floats stay in cache.
 BLOCK = 256
@@ -55,6 +55,9 @@ def relation_contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, tem
     temperature
         τ_r > 0.
     """
+    if kernels.are_fast() and not anchors.is_cuda:
+        loss: Tensor = _RelationContrast.apply(anchors, positives, negatives, temperature)
+        return loss
     anchors = unit_rows(anchors)
     positive = (anchors * unit_rows(positives)).sum(1, keepdim=True)  # (n, 1)
     negative = (anchors[:, None] * unit_rows(negatives)).sum(2)  # (n, |V|)
@@ -102,3 +105,20 @@ class _InfoNCE(torch.autograd.Function):
         anchor_gradient, view_gradient = context.saved_tensors
         scale = gradients[0] * context.scale
         return anchor_gradient * scale, view_gradient * scale, None
+
+
+class _RelationContrast(torch.autograd.Function):
+    """The contrast with its gradients, which the forward pass makes."""
+
+    @staticmethod
+    def forward(context: Any, anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+        rows = [part.detach().contiguous() for part in (anchors, positives, negatives)]
+        gradients = [torch.empty_like(part) for part in rows]
+        arrays = [part.numpy() for part in (*rows, *gradients)]
+        loss = compiled.relation_contrast(*arrays[:3], temperature, *arrays[3:])
+        context.save_for_backward(*gradients)
+        return anchors.new_tensor(loss)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(part * gradients[0] for part in context.saved_tensors), None
