@@ -91,7 +91,7 @@ class _InfoNCE(torch.autograd.Function):
             if temperature < SHARP:  # taking the same from a row's logits leaves its loss as it is
                 weights -= weights.amax(1, keepdim=True)
             total -= weights.diagonal(start).sum()
-            normaliser = weights.exp_().sum(1, keepdim=True)
+            normaliser = _exponentiate(weights)
             total += normaliser.log().sum()
             product = torch.mm(weights, views, out=products[: len(block)])
             anchor_gradient[start : start + BLOCK] += product.div_(normaliser)
@@ -105,6 +105,15 @@ class _InfoNCE(torch.autograd.Function):
         anchor_gradient, view_gradient = context.saved_tensors
         scale = gradients[0] * context.scale
         return anchor_gradient * scale, view_gradient * scale, None
+
+
+def _exponentiate(logits: Tensor) -> Tensor:
+    """Replace logits (b, n) by their exponentials; the sums (b, 1) of the rows."""
+    if logits.is_cuda:
+        return logits.exp_().sum(1, keepdim=True)
+    sums = logits.new_empty((len(logits), 1))
+    compiled.exponentiate(logits.numpy(), sums[:, 0].numpy())
+    return sums
 
 
 class _RelationContrast(torch.autograd.Function):
