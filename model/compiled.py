@@ -1,4 +1,4 @@
-"""Compiled kernels of training: the rows of a sparse product, and the contrast with its gradient.
+"""Compiled kernels: rows of a sparse product, exponentials, a contrast with its gradient, the best items of a user.
 
 Every row is worked on by one thread in a fixed order, so no result depends on the number of threads. All compiled code
 lives in this one file, because numba's on-disk cache notices edits of a function's own file only.
@@ -233,3 +233,99 @@ def relation_contrast(
     for t in range(count):  # in order: `losses.sum()` would be shared out between threads, and round by their number
         mean += losses[t] / count
     return mean
+
+
+LANES = 32  # scores that are compared at a time
+
+
+@intrinsic
+def _first_above(typing_context: Any, scores: Any, start: Any, stop: Any, floor: Any) -> Any:
+    """The first place from `start` on whose score is above the floor or NaN, among whole groups of LANES before `stop`.
+
+    Without one, the place where the last group ends.
+    """
+    flat, index = types.Array(types.float32, 1, "C"), types.intp
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        vector, word, bits = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64), ir.IntType(LANES)
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        start, stop, floor = arguments[1:]
+        single = builder.insert_element(ir.Constant(vector, ir.Undefined), floor, ir.Constant(ir.IntType(32), 0))
+        first_lane = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        floors = builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), first_lane)
+        before = builder.block
+        head, body, hit, after = (builder.append_basic_block() for _ in range(4))
+        builder.branch(head)
+
+        builder.position_at_end(head)
+        place = builder.phi(word)
+        end = builder.add(place, ir.Constant(word, LANES))
+        builder.cbranch(builder.icmp_signed("<=", end, stop), body, after)
+
+        builder.position_at_end(body)
+        group = builder.load(builder.bitcast(builder.gep(data, [place]), vector.as_pointer()), align=4)
+        above = builder.bitcast(builder.fcmp_unordered(">", group, floors), bits)
+        builder.cbranch(builder.icmp_unsigned("==", above, ir.Constant(bits, 0)), head, hit)
+
+        builder.position_at_end(hit)
+        lane = builder.cttz(above, ir.Constant(ir.IntType(1), 1))
+        found = builder.add(place, builder.zext(lane, word))
+        builder.branch(after)
+        place.add_incoming(start, before)
+        place.add_incoming(end, body)
+
+        builder.position_at_end(after)
+        result = builder.phi(word)
+        result.add_incoming(place, head)
+        result.add_incoming(found, hit)
+        return result
+
+    return types.intp(flat, index, index, types.float32), emit
+
+
+@njit(parallel=True, cache=True)
+def top_items(
+    block: np.ndarray, indptr: np.ndarray, indices: np.ndarray, users: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k items with the highest scores that a user has not stored, and whether a user's scores hold a NaN.
+
+    Parameters
+    ----------
+    block
+        Scores (B, N), float32.
+    indptr, indices
+        CSR arrays, sorted, of the items (M, N) that are left out.
+    users
+        Shape (B,): their rows there.
+
+    Returns
+    -------
+    top, damaged
+        (B, k) int64, best first, ties to the lower id, -1 where there is no further item; (B,) bool.
+    """
+    rows, columns = block.shape
+    top, damaged = np.full((rows, k), -1, dtype=np.int64), np.zeros(rows, dtype=np.bool_)
+    for row in prange(rows):
+        scores, best = block[row], np.full(k, -np.inf, dtype=np.float32)
+        found, masked, end = 0, indptr[users[row]], indptr[users[row] + 1]
+        item = 0
+        while item < columns:
+            if found == k:  # from now on few items matter
+                item = _first_above(scores, item, columns, best[k - 1])
+                while item < columns and scores[item] <= best[k - 1]:  # what is left after the last whole group
+                    item += 1
+                if item == columns:
+                    break
+            score = scores[item]
+            damaged[row] |= np.isnan(score)
+            while masked < end and indices[masked] < item:
+                masked += 1
+            if not (masked < end and indices[masked] == item):
+                rank = min(found, k - 1)
+                while rank > 0 and best[rank - 1] < score:
+                    best[rank], top[row, rank] = best[rank - 1], top[row, rank - 1]
+                    rank -= 1
+                best[rank], top[row, rank] = score, item
+                found = min(found + 1, k)
+            item += 1
+    return top, damaged

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from model.metrics import _top_items_numba, _top_items_torch, evaluate, popularity, ranking_metrics
+from model.compiled import top_items
+from model.metrics import _top_items_torch, evaluate, popularity, ranking_metrics
 
 
 def brute_force(scores: np.ndarray, train: np.ndarray, held_out: np.ndarray, k: int) -> dict[str, list[float]]:
@@ -37,7 +38,7 @@ def sparse(dense: np.ndarray) -> csr_array:
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(2, 30), st.integers(1, 50))
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(2, 200), st.integers(1, 50))
 def test_metrics_equal_brute_force_and_lie_in_bounds(seed: int, users: int, items: int, levels: int) -> None:
     scores, train, held_out = example(seed, users, items, levels)
     held_out[0, 0], train[0, 0] = True, False
@@ -65,27 +66,30 @@ def test_ndcg_by_hand() -> None:
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 10**6), st.integers(1, 30))
-def test_gpu_form_of_top_items_equals_the_kernel(seed: int, k: int) -> None:
-    scores, train, _ = example(seed, 6, 20, 4)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 150))
+def test_gpu_form_of_top_items_equals_the_kernel(seed: int, k: int, items: int) -> None:
+    scores, train, _ = example(seed, 6, items, 4)
     scores[scores == 0] *= -1  # some zeros are negative
     graph, users = sparse(train), np.arange(6)
     np.testing.assert_array_equal(
         _top_items_torch(torch.from_numpy(scores), graph, users, k),
-        _top_items_numba(scores, graph.indptr, graph.indices, users, k),
+        top_items(scores, graph.indptr, graph.indices, users, k)[0],
     )
 
 
 def test_training_items_are_never_recommended_even_when_few_others_are_left() -> None:
     train = sparse(np.array([[1, 1, 0, 1]]))
-    top = _top_items_numba(np.array([[9, 8, 1, 7]], dtype=np.float32), train.indptr, train.indices, np.array([0]), 3)
+    top, _ = top_items(np.array([[9, 8, 1, 7]], dtype=np.float32), train.indptr, train.indices, np.array([0]), 3)
     assert top.tolist() == [[2, -1, -1]]
 
 
-def test_nan_scores_are_an_error() -> None:
-    data = sparse(np.array([[1, 0]])), sparse(np.array([[0, 1]]))
+@pytest.mark.parametrize("place", [0, 7, 40, 99])
+def test_one_nan_score_is_an_error(place: int) -> None:
+    train, held_out = np.zeros((2, 100)), np.ones((2, 100))
+    scores = torch.arange(100.0).flip(0).repeat(2, 1)
+    scores[1, place] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
-        evaluate(lambda block: torch.full((len(block), 2), torch.nan), *data)
+        evaluate(lambda block: scores[block], sparse(train), sparse(held_out), top_k=(5,))
 
 
 def test_empty_split_is_an_error() -> None:
