@@ -98,7 +98,8 @@ def multiply_rows(
     width = dense.shape[1]
     flat, flat_out, strips = dense.reshape(-1), out.reshape(-1), width // STRIP * STRIP
     work = np.empty(rows.size + 1, np.int64)
-    work[0], longest = 0, 0
+    work[0] = 0
+    longest = np.int64(0)
     for r in range(rows.size):
         length = np.int64(indptr[rows[r] + 1] - indptr[rows[r]])
         work[r + 1] = work[r] + length + 1
@@ -125,7 +126,7 @@ def multiply_rows(
                         out[r, k] += factors[entry] * flat[starts[entry] + k]
 
 
-# exp of a float32 by e^x = 2^n e^r with |r| <= ln 2 / 2: ln 2 in two parts, so that n ln 2 is exact, and Taylor's series.
+# e^x = 2^n e^r with |r| <= ln 2 / 2: e^r by Taylor's series, ln 2 in two parts so that n ln 2 is exact.
 LOG2_E, LN_2, LN_2_REST = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 C2, C3, C4, C5, C6, C7 = (np.float32(1 / factorial(n)) for n in range(2, 8))
 LEAST_POWER = np.float32(-87)  # e^-87 is the last that float32 holds in full
@@ -186,8 +187,8 @@ def relation_contrast(
 ) -> float:
     """Mean over targets of -log softmax of the cosines over τ at the positive (eq. 10), and its gradients.
 
-    With w the softmax, the loss has the slope w_v / τ by a negative's cosine and (w_p - 1) / τ by the positive's. From a
-    cosine g goes on to a row x of length |x| and direction u as (g - (g u) u) / |x|.
+    With w the softmax, the loss has the slope w_v / τ by a negative's cosine and (w_p - 1) / τ by the positive's. A
+    gradient g by a unit row u becomes (g - (g u) u) / |x| by the row x itself.
 
     Parameters
     ----------
