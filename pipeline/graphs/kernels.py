@@ -34,7 +34,9 @@ ROWS, VECTORS = (12, 2) if LANES == 16 else (6, 2)  # accumulators that just fil
 COLUMNS = LANES * VECTORS
 STRIP = 4 * LANES  # columns of a one-row product: four independent chains hide the latency of a multiply-add
 DEPTH = 384  # features per pass: a (DEPTH, COLUMNS) panel slice stays in L1
-TILE = 480  # rows and columns of a task: its products stay in L2. A multiple of ROWS and COLUMNS on every machine
+# Rows and columns of a task, a multiple of ROWS and COLUMNS: its products stay in L2, of which processors with 16 lanes
+# have 1 MB or more, and many others half.
+TILE = 480 if LANES == 16 else 240
 
 
 def _tile_product(rows: int, vectors: int) -> Callable[..., None]:

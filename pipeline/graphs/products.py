@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 LEAST_ROOM = 2.5e8  # bytes that a stage works in beside copies of its features, whatever its budget
-LARGEST_BLOCK = 2 * kernels.TILE  # rows; enough work for every thread, small enough for a lively progress bar
+LARGEST_BLOCK = 960  # rows, whole tiles; enough work for every thread, small enough for a lively progress bar
 
 
 def accelerator(device: str) -> "torch.device | None":
