@@ -236,11 +236,10 @@ def _made(instance: Any, dataset: str | None) -> list[str]:
 
 def _check_models(names: list[str], settings: Any) -> None:
     """Refuse unknown models and wrong model settings before anything runs."""
-    from model.registry import load
-    from pipeline.settings import validate
+    from assets.settings import model_config
 
     for name in [*names, *settings.models]:
-        validate(load(name).Config, settings.models.get(name, {}), f"models.{name}")
+        model_config(name, settings)
 
 
 def _show_examples(dataset: str, model: str) -> None:

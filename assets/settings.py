@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from model.config import TrainingConfig
-from pipeline.settings import DatasetSettings, SettingsError, dataset_files, load_settings
+from model.config import ModelConfig, TrainingConfig
+from pipeline.settings import DatasetSettings, SettingsError, dataset_files, load_settings, validate
 
 OVERRIDES_TAG = "scale/set"
 
@@ -33,6 +33,13 @@ def dataset(name: str, overrides: Mapping[str, Any] | None = None) -> Dataset:
     if name not in files:
         raise SettingsError(f"there is no dataset {name!r}; known: {', '.join(files)} (SCALE_DATASETS adds folders)")
     return load_settings(files[name], Dataset, overrides)
+
+
+def model_config(name: str, settings: Dataset) -> ModelConfig:
+    """Settings of one model: its class's defaults, its registry line's preset, then the dataset's `models.<name>`."""
+    from model.registry import entry, load
+
+    return validate(load(name).Config, {**entry(name).preset, **settings.models.get(name, {})}, f"models.{name}")
 
 
 def partition_of(context: dg.AssetExecutionContext) -> dict[str, str]:

@@ -16,12 +16,11 @@ from scipy.sparse import csr_array
 from assets import home, tracking
 from assets.partitions import by_dataset_and_model
 from assets.progress import Progress
-from assets.settings import Dataset, partition_of, settings_of
+from assets.settings import Dataset, model_config, partition_of, settings_of
 from assets.stage import Check, Result, check_specs, publish, takes
 from assets.versions import code_of, lineage, model_content, settings_key
 from model.registry import MODELS
 from pipeline import fingerprint
-from pipeline.settings import validate
 
 if TYPE_CHECKING:
     from model.base import RecData, Recommender
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
 
 INPUTS: dict[str, dict[str, type]] = {
     "interactions": {"users": pl.DataFrame, "items": pl.DataFrame, "interactions": pl.DataFrame},
-    "text": {"item_text_embeddings": np.ndarray, "user_text_embeddings": np.ndarray},
-    "visual": {"item_visual_embeddings": np.ndarray},
+    "text": {"item_text_embeddings": np.ndarray},
+    "user_text": {"user_text_embeddings": np.ndarray},
+    "modalities": {"item_text_embeddings": np.ndarray, "item_visual_embeddings": np.ndarray},
     "semantic_graph": {
         "semantic_graph": csr_array,
         "user_subspace_graph": csr_array,
@@ -232,8 +232,7 @@ def build(name: str, data: "RecData", settings: Dataset) -> "Recommender":
     from model.registry import load
 
     model_class = load(name)
-    config = validate(model_class.Config, settings.models.get(name, {}), f"models.{name}")
-    return model_class(config, data, torch.Generator().manual_seed(settings.training.seed))
+    return model_class(model_config(name, settings), data, torch.Generator().manual_seed(settings.training.seed))
 
 
 def _logged(settings: Dataset, model: "Recommender", name: str) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def model_content(model: str, settings: Dataset) -> dict[str, Any]:
     """What one model's training depends on besides data: its settings, training's, its code."""
     return {
         "training": settings.training.model_dump(mode="json", exclude={"threads", "device", "checkpoint_every"}),
-        "models": {model: settings.models.get(model, {})},
+        "models": {model: {**MODELS[model].preset, **settings.models.get(model, {})}},
         "code": _modules(MODELS[model].path.split(":")[0]),
     }
 

@@ -95,7 +95,13 @@ class RecData:
     @property
     def offers(self) -> frozenset[str]:
         """What a model may ask for in its `needs`."""
-        optional = {"text": self.text, "visual": self.visual, "semantic_graph": self.semantic}
+        modalities = self.text if self.visual is None else self.visual  # any kind of item features
+        optional = {
+            "text": self.text,
+            "user_text": self.user_text,
+            "modalities": modalities,
+            "semantic_graph": self.semantic,
+        }
         return frozenset({"interactions", *(name for name, value in optional.items() if value is not None)})
 
     def _check_graph(self, field: str, graph: csr_array, shape: tuple[int, int]) -> None:

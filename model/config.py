@@ -25,6 +25,12 @@ class TrainingConfig(BaseModel):
     patience: int = Field(20, ge=1, description="Stop after so many evaluations without a better one.")
     batch_size: int = Field(2048, ge=1, description="Training interactions per step.")
     learning_rate: float = Field(1e-3, gt=0, description="Step size of Adam.")
+    learning_rate_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor on the step size after every epoch; LATTICE and MGCN: 0.96 in 50 epochs, 0.99918.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the weights, the batches and everything else that is drawn.")
     evaluate_every: int = Field(1, ge=1, description="Epochs between two evaluations on the validation split.")
     top_k: tuple[int, ...] = Field((10, 20), min_length=1, description="Cut-offs of Recall@k and NDCG@k.")

@@ -1,9 +1,10 @@
 """Every model by name; importing this module imports no model."""
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from model.base import Recommender
@@ -21,11 +22,14 @@ class ModelEntry:
         The class's `needs`, repeated here so that asset definitions need no torch.
     title
         How reports call it.
+    preset
+        Settings that make this variant of a class; a dataset's own settings go on from there.
     """
 
     path: str
     needs: frozenset[str]
     title: str
+    preset: Mapping[str, Any] = field(default_factory=dict)
 
 
 INTERACTIONS = frozenset({"interactions"})

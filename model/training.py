@@ -191,6 +191,8 @@ class _Run:
         start = time.perf_counter()
         self._model.train()
         self._model.before_epoch(number)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.learning_rate * self._config.learning_rate_decay ** (number - 1)
         steps = [self._step(batch) for batch in self._sampler.epoch(self._generator)]
         losses = self._mean_losses(number, steps)
         trained = time.perf_counter()

@@ -36,11 +36,18 @@ def checkerboard_data() -> RecData:
         train=binary(train),
         valid=binary(splits["valid"]),
         test=binary(splits["test"]),
-        text=np.eye(ITEMS, 8, dtype=np.float32),
-        user_text=np.eye(USERS, 8, dtype=np.float32),
-        visual=np.eye(ITEMS, 5, dtype=np.float32),
+        text=_features(ITEMS, 8, rng),
+        user_text=_features(USERS, 8, rng),
+        visual=_features(ITEMS, 5, rng),
         semantic=SemanticGraphs(csr_array(fused), same_users, same_items, across),
     )
+
+
+def _features(count: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Unit vectors that point one way for even numbers, the other for odd ones, and a little elsewhere."""
+    features = 0.2 * rng.standard_normal((count, width))
+    features[:, 0] += 1 - 2.0 * (np.arange(count) % 2)
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _sparse_relation(rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator) -> csr_array:

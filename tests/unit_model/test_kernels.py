@@ -20,7 +20,7 @@ every_case = pytest.mark.parametrize(("name", "settings"), CASES)
 
 def built(name: str, settings: dict[str, int], data: RecData) -> Recommender:
     model_class = load(name)
-    return model_class(model_class.Config(**settings), data, torch.Generator().manual_seed(0))
+    return model_class(model_class.Config(**MODELS[name].preset, **settings), data, torch.Generator().manual_seed(0))
 
 
 def losses_and_gradients(model: Recommender, data: RecData, form: Kernels) -> tuple[np.ndarray, list[np.ndarray]]:

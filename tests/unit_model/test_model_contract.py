@@ -21,7 +21,7 @@ every_model = pytest.mark.parametrize("name", sorted(MODELS))
 
 def build(name: str, data: RecData, seed: int = 0) -> Recommender:
     model_class = load(name)
-    return model_class(model_class.Config(), data, torch.Generator().manual_seed(seed))
+    return model_class(model_class.Config(**MODELS[name].preset), data, torch.Generator().manual_seed(seed))
 
 
 def batches(data: RecData, count: int) -> list[Batch]:

@@ -1,0 +1,71 @@
+"""Item features by modality, and the graph of nearest items by them: what multimodal models share."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from model.base import DataError, RecData
+from model.config import ModelConfig
+
+Modality = Literal["text", "visual"]
+
+BLOCK = 1024  # rows of the similarity matrix that are searched at a time
+
+
+class MultimodalConfig(ModelConfig):
+    """Base of the settings of models that read item features."""
+
+    modalities: tuple[Modality, ...] | None = Field(
+        None, min_length=1, description="Item features to read; default: all that the dataset has."
+    )
+
+    @field_validator("modalities")
+    @classmethod
+    def _in_order(cls, modalities: tuple[Modality, ...] | None) -> tuple[Modality, ...] | None:
+        if modalities is not None and len(set(modalities)) < len(modalities):
+            raise ValueError("name each modality once, for example [text, visual]")
+        return modalities and tuple(sorted(modalities))
+
+
+def item_features(config: MultimodalConfig, data: RecData) -> dict[Modality, Tensor]:
+    """Features (N, d_m) of every modality that the settings ask for, `text` before `visual`.
+
+    Raises
+    ------
+    DataError
+        When the dataset lacks a modality that is asked for by name.
+    """
+    found: dict[Modality, np.ndarray | None] = {"text": data.text, "visual": data.visual}
+    features: dict[Modality, Tensor] = {}
+    for modality, array in found.items():
+        if array is None and modality in (config.modalities or ()):
+            raise DataError(
+                f"dataset {data.name} has no {modality} features; take {modality} out of the setting `modalities`"
+            )
+        if array is not None and (config.modalities is None or modality in config.modalities):
+            features[modality] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return features
+
+
+def nearest_items(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k items with the highest cosine to each item, itself among them: ids and cosines, (N, k) each.
+
+    Two published codes (LATTICE, FREEDOM) count an item among its own neighbours. A zero row has cosine 0 with all.
+    """
+    units = torch.nn.functional.normalize(features)
+    k = min(k, len(units))
+    best = [torch.topk(block @ units.T, k) for block in units.split(BLOCK)]
+    return torch.cat([part.indices for part in best]), torch.cat([part.values for part in best])
+
+
+def neighbour_graph(features: Tensor, k: int) -> csr_array:
+    """Edges (N, N) from each item to its `nearest_items`, all 1, sorted."""
+    ids, _ = nearest_items(features, k)
+    count, width = ids.shape
+    columns = ids.sort(dim=1).values.reshape(-1).numpy()
+    data = np.ones(len(columns), dtype=np.float32)
+    return csr_array((data, columns, np.arange(0, len(columns) + 1, width)), shape=(count, count))
