@@ -284,7 +284,7 @@ def _first_above(typing_context: Any, scores: Any, start: Any, stop: Any, floor:
     return types.intp(flat, index, index, types.float32), emit
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def top_items(
     block: np.ndarray, indptr: np.ndarray, indices: np.ndarray, users: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -306,7 +306,7 @@ def top_items(
     """
     rows, columns = block.shape
     top, damaged = np.full((rows, k), -1, dtype=np.int64), np.zeros(rows, dtype=np.bool_)
-    for row in prange(rows):
+    for row in range(rows):
         scores, best = block[row], np.full(k, -np.inf, dtype=np.float32)
         found, masked, end = 0, indptr[users[row]], indptr[users[row] + 1]
         item = 0

@@ -51,7 +51,9 @@ def test_metrics_equal_brute_force_and_lie_in_bounds(seed: int, users: int, item
             assert result.means[name] == pytest.approx(np.mean(expected))
 
 
-def test_many_blocks_equal_brute_force() -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_blocks_equal_brute_force(threads: int) -> None:
+    torch.set_num_threads(threads)
     scores, train, held_out = example(0, 1100, 40, 1000)
     result = evaluate(lambda block: torch.from_numpy(scores)[block], sparse(train), sparse(held_out))
     for name, expected in brute_force(scores, train, held_out, 20).items():
@@ -84,12 +86,15 @@ def test_training_items_are_never_recommended_even_when_few_others_are_left() ->
 
 
 @pytest.mark.parametrize("place", [0, 7, 40, 99])
-def test_one_nan_score_is_an_error(place: int) -> None:
-    train, held_out = np.zeros((2, 100)), np.ones((2, 100))
-    scores = torch.arange(100.0).flip(0).repeat(2, 1)
-    scores[1, place] = torch.nan
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_nan_score_is_an_error(place: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    train, held_out = np.zeros((200, 100)), np.ones((200, 100))
+    scores = torch.arange(100.0).flip(0).repeat(200, 1)
+    scores[150, place] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         evaluate(lambda block: scores[block], sparse(train), sparse(held_out), top_k=(5,))
+    assert torch.get_num_threads() == threads
 
 
 def test_empty_split_is_an_error() -> None:
