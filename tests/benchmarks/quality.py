@@ -5,8 +5,8 @@
 
 The stages of each dataset are made once by `scale run`; then every model is trained with `training.kernels: fast` and
 `reference` from the same seeds, two trainings at a time with one thread each, which changes no result. Validation
-Recall@20 is that of the best epoch, of at most 30 on Baby and 100 on Yelp; the test split is not looked at. With --home, a run that
-was stopped goes on after the trainings that it finished.
+Recall@20 is that of the best epoch, of at most 30 on Baby and 100 on Yelp; the test split is not looked at. With
+--home, a run that was stopped goes on after the trainings that it finished.
 """
 
 import argparse
@@ -170,10 +170,10 @@ def measure(seeds: int, folder: Path, out: Path | None) -> None:
             f"difference {paired['difference']:+.4f}, 95 % interval {paired['interval_low']:+.4f} to "
             f"{paired['interval_high']:+.4f}."
         )
+    limits = ", ".join(f"{count} epochs on {dataset}" for dataset, count in EPOCHS.items())
     about = (
-        "Validation Recall@20 of the best epoch (early stopping as in the dataset's settings, at most "
-        f"{EPOCHS['amazon14-baby']} epochs on amazon14-baby and {EPOCHS['xrec-yelp']} on xrec-yelp); both forms start from "
-        "the same seeds."
+        "Validation Recall@20 of the best epoch (early stopping as in the dataset's settings, after at most "
+        f"{limits}); both forms start from the same seeds."
     )
     results.write(results.result("Quality", about, seeds, load, rows=rows, notes=notes), out)
 
