@@ -32,7 +32,12 @@ SetOption = Annotated[
 
 
 @app.command()
-def run(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = None) -> None:
+def run(
+    dataset: DatasetOption,
+    model: ModelsOption = None,
+    set_: SetOption = None,
+    tuned: Annotated[bool, typer.Option("--tuned", help="Take the settings that `scale sweep` found.")] = False,
+) -> None:
     """Bring a dataset and its models up to date: run the stages that are missing or stale, and no other.
 
     A run that was stopped goes on where it was. What a stage needs is settled by its dataset's YAML file, the
@@ -47,8 +52,12 @@ def run(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = No
     from pipeline.settings import parse_override
 
     overrides = dict(parse_override(text) for text in set_ or [])
-    settings = load_dataset(dataset, overrides)
     models = list(dict.fromkeys(model or ["scale"]))
+    if tuned:
+        from assets import sweep
+
+        overrides = {key: value for name in models for key, value in sweep.tuned(dataset, name).items()} | overrides
+    settings = load_dataset(dataset, overrides)
     _check_models(models, settings)
     home.dagster_home()
     with dg.DagsterInstance.get() as instance, terminal.bars:
@@ -62,6 +71,38 @@ def run(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = No
         f"\nAll runs side by side: [bold]scale compare -d {dataset}[/]   One user: [bold]scale recommend -d {dataset} "
         "-u RAW_ID[/]   Dagster and MLflow in the browser: [bold]scale ui[/]"
     )
+
+
+@app.command()
+def sweep(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = None) -> None:
+    """Search for the settings of models: trainings that differ in what `sweep.spaces` names, judged on validation.
+
+    Makes what the models read first. Goes on where a sweep was stopped, and adds trials when `sweep.trials` grew. The
+    trials are nested runs in MLflow's experiment `DATASET sweeps`; `scale run --tuned` trains with what was found.
+    """
+    import dagster as dg
+
+    from assets import home, terminal
+    from assets.lock import dataset_lock
+    from assets.refresh import Refresh
+    from assets.settings import dataset as load_dataset
+    from assets.sweep import sweep as search
+    from pipeline.settings import parse_override
+
+    overrides = dict(parse_override(text) for text in set_ or [])
+    models = list(dict.fromkeys(model or ["scale"]))
+    _check_models(models, load_dataset(dataset, overrides))
+    home.dagster_home()
+    with dg.DagsterInstance.get() as instance, terminal.bars:
+        refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress(), train=False)
+        terminal.show_report(refresh.run(terminal.show_wave, terminal.note))
+        for name in models:
+            with dataset_lock(f"{dataset}-{name}-sweep", terminal.note):
+                found = search(instance, dataset, name, overrides, terminal.trial_bar(name))
+            terminal.console.print(terminal.trials_table(name, found))
+            terminal.console.print(
+                f"kept in {found.file}; train with it: [bold]scale run -d {dataset} -m {name} --tuned[/]\n"
+            )
 
 
 @app.command()
@@ -236,10 +277,11 @@ def _made(instance: Any, dataset: str | None) -> list[str]:
 
 def _check_models(names: list[str], settings: Any) -> None:
     """Refuse unknown models and wrong model settings before anything runs."""
-    from assets.settings import model_config
+    from assets.settings import model_config, training_config
 
     for name in [*names, *settings.models]:
         model_config(name, settings)
+        training_config(name, settings)
 
 
 def _show_examples(dataset: str, model: str) -> None:

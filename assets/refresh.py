@@ -17,7 +17,7 @@ from assets.nodes import Node, parents
 from assets.progress import Progress
 from assets.settings import OVERRIDES_TAG, Dataset, dataset
 from assets.stages import stages
-from assets.staleness import State, materialised, survey, wanted
+from assets.staleness import State, inputs, materialised, survey, wanted
 from assets.versions import Record, latest
 
 TOGETHER = "computed together with a stale table"
@@ -109,6 +109,8 @@ class Refresh:
         Where long stages report.
     tags
         Given to every run that is started.
+    train
+        False: the targets are what the models' trainings read.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Refresh:
         models: Sequence[str] | None,
         progress: Progress,
         tags: Mapping[str, str] | None = None,
+        train: bool = True,
     ) -> None:
         defs = stages(progress)
         self._instance = instance
@@ -127,9 +130,10 @@ class Refresh:
         self._tags = dict(tags or {})
         self._job = defs.resolve_implicit_global_asset_job_def()
         self._graph = defs.resolve_asset_graph()
-        self.nodes = (
-            materialised(self._graph, instance, dataset) if models is None else wanted(self._graph, dataset, models)
-        )
+        if models is None:
+            self.nodes = materialised(self._graph, instance, dataset)
+        else:
+            self.nodes = (wanted if train else inputs)(self._graph, dataset, models)
 
     def states(self) -> dict[Node, State]:
         """How every node stands, in dependency order."""

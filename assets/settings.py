@@ -3,22 +3,60 @@
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal, Self
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.config import ModelConfig, TrainingConfig
-from pipeline.settings import DatasetSettings, SettingsError, dataset_files, load_settings, validate
+from pipeline.settings import Closed, DatasetSettings, SettingsError, dataset_files, load_settings, validate
 
 OVERRIDES_TAG = "scale/set"
+
+
+class Range(Closed):
+    """Numbers between two ends; whole ones where both ends are."""
+
+    low: int | float = Field(description="Least value.")
+    high: int | float = Field(description="Greatest value.")
+    log: bool = Field(False, description="Draw the logarithm evenly.")
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low {self.low} has to be below high {self.high}, and above 0 with `log`")
+        return self
+
+
+Space = dict[str, list[Any] | Range]
+
+
+class SweepSettings(Closed):
+    """How `scale sweep` looks for a model's settings; the same for every model that is compared."""
+
+    trials: int = Field(20, ge=1, description="Trainings of each model.")
+    sampler: Literal["grid", "random", "tpe"] = Field(
+        "grid", description="`grid` draws from all combinations without repeating one, `tpe` learns from what it saw."
+    )
+    seed: int = Field(0, ge=0, description="Seed of what is drawn.")
+    prune: bool = Field(True, description="Stop a trial that falls below the median of the others at its epoch.")
+    warm_up: int = Field(20, ge=0, description="Epochs in which no trial is stopped.")
+    parallel: int = Field(1, ge=1, description="Trials at a time; they share the cores.")
+    spaces: dict[str, Space] = Field(
+        default_factory=dict,
+        description="Model -> setting (`training.learning_rate` for one of training) -> a list of values, or low and "
+        "high. Default: the model's own.",
+    )
 
 
 class Dataset(DatasetSettings):
     """One dataset's YAML, whole."""
 
     training: TrainingConfig = TrainingConfig()
-    models: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Model name -> its own settings.")
+    models: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Model name -> its own settings, with those of its training under `training`."
+    )
+    sweep: SweepSettings = SweepSettings()
 
 
 @cache
@@ -39,7 +77,25 @@ def model_config(name: str, settings: Dataset) -> ModelConfig:
     """Settings of one model: its class's defaults, its registry line's preset, then the dataset's `models.<name>`."""
     from model.registry import entry, load
 
-    return validate(load(name).Config, {**entry(name).preset, **settings.models.get(name, {})}, f"models.{name}")
+    chosen = {**entry(name).preset, **settings.models.get(name, {})}
+    chosen.pop("training", None)
+    return validate(load(name).Config, chosen, f"models.{name}")
+
+
+def training_config(name: str, settings: Dataset) -> TrainingConfig:
+    """Settings of one model's training: the dataset's `training`, then what `models.<name>.training` says."""
+    own = settings.models.get(name, {}).get("training", {})
+    return validate(TrainingConfig, {**settings.training.model_dump(), **own}, f"models.{name}.training")
+
+
+def search_space(name: str, settings: Dataset) -> Space:
+    """What a sweep of one model tries, by dotted key of the dataset's settings."""
+    from model.registry import load
+
+    space = settings.sweep.spaces.get(name) or {key: list(values) for key, values in load(name).search.items()}
+    if not space:
+        raise SettingsError(f"nothing to search: give sweep.spaces.{name} in the dataset's file")
+    return {f"models.{name}.{key}": choices for key, choices in space.items()}
 
 
 def partition_of(context: dg.AssetExecutionContext) -> dict[str, str]:

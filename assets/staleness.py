@@ -15,7 +15,7 @@ import dagster as dg
 from assets.nodes import Node, by_model, parents
 from assets.settings import Dataset
 from assets.storage import FILE_STATE, file_state, is_intact, stored_path
-from assets.training import group_of
+from assets.training import group_of, inputs_of
 from assets.versions import (
     CODE,
     CODE_VERSION,
@@ -59,6 +59,12 @@ class State:
 def wanted(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
     """The models' recommendations, all that these stand on, and what is computed together with that."""
     return _closed(graph, dataset, [Node(group_of(m).key("recommendations"), f"{dataset}|{m}") for m in models])
+
+
+def inputs(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
+    """What the models' trainings read, and all that it stands on."""
+    names = {name for model in models for name in inputs_of(group_of(model))}
+    return _closed(graph, dataset, [Node(dg.AssetKey(name), dataset) for name in sorted(names)])
 
 
 def materialised(graph: Any, instance: dg.DagsterInstance, dataset: str) -> list[Node]:

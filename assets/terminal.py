@@ -18,12 +18,14 @@ from assets.progress import Progress
 from assets.refresh import Plan, Report
 from assets.results import Cache
 from assets.staleness import NEVER
+from assets.sweep import Found
 
 console = Console(highlight=False)
 METRICS = ("recall_at_10", "recall_at_20", "ndcg_at_10", "ndcg_at_20")
 HEADINGS = {"recall_at_10": "R@10", "recall_at_20": "R@20", "ndcg_at_10": "N@10", "ndcg_at_20": "N@20"}
 SHOW_AFTER = 0.5  # seconds: a shorter job needs no bar
 SHOWN_STAGES = 12
+SHOWN_TRIALS = 10
 ROW_COUNTS = ("rows_computed", "rows_reused")
 STATE_COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red"}
 
@@ -59,6 +61,16 @@ class TerminalProgress(Progress):
 
     def note(self, context: dg.AssetExecutionContext, text: str) -> None:
         note(text)
+
+
+def trial_bar(model: str) -> Callable[[int, int, str], None]:
+    """A bar for a sweep's trials."""
+    task = bars.add_task(f"trials of {model}", total=None, detail="")
+
+    def report(done: int, total: int, best: str) -> None:
+        bars.update(task, completed=done, total=total, detail=best, visible=done < total)
+
+    return report
 
 
 def note(text: str) -> None:
@@ -122,6 +134,23 @@ def status_table(dataset: str, plan: Plan) -> Table:
             age,
             escape(why),
         )
+    return table
+
+
+def trials_table(model: str, found: Found) -> Table:
+    """The best trials of a sweep, and how many were stopped early."""
+    whole = sorted((t for t in found.trials if t["state"] == "complete"), key=lambda t: t["value"], reverse=True)
+    stopped = len(found.trials) - len(whole)
+    title = f"{model}: {len(found.trials)} trials, {stopped} of them stopped early; the best"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    settings = [key for key in whole[0] if key not in ("trial", "state", "value")]
+    table.add_column("trial", justify="right")
+    table.add_column("validation", justify="right")
+    for key in settings:
+        table.add_column(key.removeprefix(f"models.{model}."), justify="right", overflow="fold")
+    for trial in whole[:SHOWN_TRIALS]:
+        cells = [escape(str(trial[key])) for key in settings]
+        table.add_row(str(trial["trial"]), _metric(trial["value"], found.value), *cells)
     return table
 
 

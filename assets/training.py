@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from assets import home, tracking
 from assets.partitions import by_dataset_and_model
 from assets.progress import Progress
-from assets.settings import Dataset, model_config, partition_of, settings_of
+from assets.settings import Dataset, model_config, partition_of, settings_of, training_config
 from assets.stage import Check, Result, check_specs, publish, takes
 from assets.versions import code_of, lineage, model_content, settings_key
 from model.registry import MODELS
@@ -127,6 +127,7 @@ def _train(
     partition = partition_of(context)
     name, dataset = partition["model"], partition["dataset"]
     settings = settings_of(context)
+    config = training_config(name, settings)
     data = rec_data(dataset, inputs)
     model = build(name, data, settings)
     parents = [dg.AssetKey(asset) for asset in inputs_of(group)]
@@ -137,8 +138,8 @@ def _train(
     checkpoint = home.checkpoint_path(dataset, name)
     run = tracking.TrainingRun(
         experiment=dataset,
-        name=f"{MODELS[name].title} seed {settings.training.seed}",
-        settings=_logged(settings, model, name),
+        name=f"{MODELS[name].title} seed {config.seed}",
+        settings={**_logged(settings, model, name), "training": config.model_dump(mode="json")},
         tags={
             **{f"version.{asset.replace('/', '.')}": version for asset, version in versions.items()},
             "dataset": dataset,
@@ -154,10 +155,10 @@ def _train(
 
     def on_epoch(record: Any) -> None:
         run.epoch(record)
-        bar(record.epoch, settings.training.epochs)
+        bar(record.epoch, config.epochs)
 
     try:
-        result = train(model, data, settings.training, on_epoch=on_epoch, checkpoint=checkpoint, fingerprint=identity)
+        result = train(model, data, config, on_epoch=on_epoch, checkpoint=checkpoint, fingerprint=identity)
         ids = tracking.Ids(inputs["users"], inputs["items"], pairs_of(inputs["interactions"], "train"))
         weights = {key: value.cpu().numpy() for key, value in model.state_dict().items()}
         run.finish(result, weights, ids)
@@ -165,7 +166,7 @@ def _train(
         run.fail()
         raise
     checkpoint.unlink(missing_ok=True)
-    yield from _results(group, result, data, settings.training.seed, run, started)
+    yield from _results(group, result, data, config.seed, run, started)
 
 
 def _results(
@@ -232,11 +233,12 @@ def build(name: str, data: "RecData", settings: Dataset) -> "Recommender":
     from model.registry import load
 
     model_class = load(name)
-    return model_class(model_config(name, settings), data, torch.Generator().manual_seed(settings.training.seed))
+    seed = training_config(name, settings).seed
+    return model_class(model_config(name, settings), data, torch.Generator().manual_seed(seed))
 
 
 def _logged(settings: Dataset, model: "Recommender", name: str) -> dict[str, Any]:
-    kept = settings.model_dump(mode="json", exclude={"title", "description", "models", "published"})
+    kept = settings.model_dump(mode="json", exclude={"title", "description", "models", "sweep", "published"})
     return {**kept, "model": {"name": name, **model.config.model_dump(mode="json")}}
 
 

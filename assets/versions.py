@@ -15,7 +15,7 @@ import dagster as dg
 
 from assets.home import PROJECT
 from assets.partitions import DATASETS
-from assets.settings import Dataset
+from assets.settings import Dataset, training_config
 from model.registry import MODELS
 from pipeline import fingerprint
 from pipeline.settings import EmbeddingSettings, ProfileSettings, local_folder
@@ -229,9 +229,12 @@ def settings_content(group: str, settings: Dataset) -> dict[str, Any]:
 
 def model_content(model: str, settings: Dataset) -> dict[str, Any]:
     """What one model's training depends on besides data: its settings, training's, its code."""
+    chosen = {**MODELS[model].preset, **settings.models.get(model, {})}
     return {
-        "training": settings.training.model_dump(mode="json", exclude={"threads", "device", "checkpoint_every"}),
-        "models": {model: {**MODELS[model].preset, **settings.models.get(model, {})}},
+        "training": training_config(model, settings).model_dump(
+            mode="json", exclude={"threads", "device", "checkpoint_every"}
+        ),
+        "models": {model: {key: value for key, value in chosen.items() if key != "training"}},
         "code": _modules(MODELS[model].path.split(":")[0]),
     }
 

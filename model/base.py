@@ -1,7 +1,8 @@
 """The contract between data, models and training."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -139,6 +140,8 @@ class Recommender(nn.Module):
 
     Config: ClassVar[type[ModelConfig]]
     needs: ClassVar[frozenset[str]]
+    # What a sweep tries by default: setting (`training.learning_rate` for one of training) -> values.
+    search: ClassVar[Mapping[str, Sequence[Any]]]
 
     generator: torch.Generator
 

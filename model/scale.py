@@ -5,7 +5,8 @@ depend on the batch size; a relation target gets one positive from its OMP suppo
 users and positive items are the targets of both alignments; validation and test use the unpruned graph.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +43,12 @@ class Scale(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = ScaleConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "semantic_graph"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {  # the paper's Fig. 5
+        "semantic_weight": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+        "relation_weight": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+        "interaction_layers": (1, 2, 3),
+        "negatives": (1, 5),
+    }
     config: ScaleConfig
 
     def __init__(self, config: ScaleConfig, data: RecData, generator: torch.Generator) -> None:

@@ -122,6 +122,31 @@ def train(
     TrainingError
         When a loss is not finite, or has not moved after the first epochs.
     """
+    with _finished_run(model, data, config, on_epoch, checkpoint, fingerprint) as run:
+        return run.result()
+
+
+def best_validation(
+    model: Recommender, data: RecData, config: TrainingConfig, on_epoch: Callable[[EpochRecord], None]
+) -> float:
+    """Train as `train` does, and give the selection metric of the best epoch: settings are chosen by it, not by test.
+
+    An exception from `on_epoch` ends the training. Errors are those of `train`.
+    """
+    with _finished_run(model, data, config, on_epoch, None, "") as run:
+        return run.best_validation
+
+
+@contextmanager
+def _finished_run(
+    model: Recommender,
+    data: RecData,
+    config: TrainingConfig,
+    on_epoch: Callable[[EpochRecord], None] | None,
+    checkpoint: Path | None,
+    fingerprint: str,
+) -> Iterator["_Run"]:
+    """All epochs of a run; threads, memory and kernels are the run's until the end."""
     for split in ("valid", "test"):
         if getattr(data, split).nnz == 0:
             raise DataError(f"dataset {data.name}: {split} has no interactions, and training needs them")
@@ -138,7 +163,7 @@ def train(
                 run.save()
             if on_epoch:
                 on_epoch(record)
-        return run.result()
+        yield run
 
 
 def resolve_device(device: str) -> torch.device:
@@ -175,6 +200,11 @@ class _Run:
     @property
     def _best(self) -> EpochRecord:
         return max(self._evaluated, key=lambda record: (record.validation or {})[self._config.selection_metric])
+
+    @property
+    def best_validation(self) -> float:
+        """Selection metric of the best epoch."""
+        return (self._best.validation or {})[self._config.selection_metric]
 
     @property
     def _out_of_patience(self) -> bool:

@@ -4,7 +4,8 @@ Rendle et al., *BPR: Bayesian Personalized Ranking from Implicit Feedback*, UAI 
 plain SGD, Xavier start, no item bias (as in the multimodal literature's comparisons).
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,6 +28,10 @@ class BPR(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = BPRConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "l2": (0.0, 1e-5, 1e-4, 1e-3, 1e-2),
+        "training.learning_rate": (5e-4, 1e-3, 5e-3),
+    }
     config: BPRConfig
 
     def __init__(self, config: BPRConfig, data: RecData, generator: torch.Generator) -> None:

@@ -4,7 +4,8 @@ He et al., *LightGCN: Simplifying and Powering Graph Convolution Network for Rec
 deviation in the model; the defaults (2 layers, L2 weight 1e-4) are those usual in multimodal comparisons.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -28,6 +29,11 @@ class LightGCN(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = LightGCNConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "layers": (1, 2, 3, 4),
+        "l2": (1e-5, 1e-4, 1e-3, 1e-2),
+        "training.learning_rate": (5e-4, 1e-3, 5e-3),
+    }
     config: LightGCNConfig
 
     def __init__(self, config: LightGCNConfig, data: RecData, generator: torch.Generator) -> None:

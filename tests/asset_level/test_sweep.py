@@ -1,0 +1,101 @@
+"""Searches for settings: what is tried, what a stop leaves, what comes out."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from assets import tracking
+from assets.settings import Range, dataset, search_space, training_config
+from assets.sweep import Found, sweep, tuned, tuned_path
+from pipeline.settings import SettingsError
+
+GRID = {"layers": [1, 2], "l2": [0.0, 0.1], "training.learning_rate": [0.005, 0.02]}
+
+
+def run(pipeline, **search: Any) -> Found:
+    overrides = {f"sweep.{key}": value for key, value in {"spaces": {"lightgcn": GRID}, **search}.items()}
+    return sweep(pipeline.instance, "tiny", "lightgcn", overrides, lambda done, total, best: None)
+
+
+def drawn(trial: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(value for key, value in trial.items() if key.startswith("models."))
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_the_best_goes_on_and_is_used(finished):
+    import mlflow
+
+    first = run(finished, trials=3, prune=False)
+    assert [trial["trial"] for trial in first.trials] == [0, 1, 2]
+    assert first.value == max(trial["value"] for trial in first.trials)
+    assert tuned("tiny", "lightgcn") == first.best
+    assert yaml.safe_load(first.file.read_text())["models"]["lightgcn"].keys() == {"layers", "l2", "training"}
+
+    # More trials: those that ran stay, and no combination comes twice.
+    whole = run(finished, trials=20, prune=False)
+    assert whole.trials[:3] == first.trials
+    tried = {drawn(trial) for trial in whole.trials}
+    assert len(tried) == len(whole.trials) == 8
+
+    client = mlflow.MlflowClient()
+    experiment = tracking.connect("tiny sweeps")
+    parents = client.search_runs([experiment], "tags.model = 'lightgcn' AND attributes.run_name = 'LightGCN sweep'")
+    assert len(parents) == 2
+    nested = [
+        client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'") for parent in parents
+    ]
+    assert sorted(map(len, nested)) == [3, 5]
+    for trial in [trial for trials in nested for trial in trials]:
+        assert trial.info.status == "FINISHED"
+        assert not [name for name in trial.data.metrics if "test" in name]
+        assert "best_valid_recall_at_20" in trial.data.metrics
+
+    settings = dataset("tiny", tuned("tiny", "lightgcn"))
+    assert training_config("lightgcn", settings).learning_rate == whole.best["models.lightgcn.training.learning_rate"]
+    assert training_config("scale", settings).learning_rate == 0.005  # the other models keep the dataset's
+
+
+@pytest.mark.slow
+def test_two_processes_try_what_one_tries(finished):
+    space = {"lightgcn": {"l2": {"low": 1e-5, "high": 1e-1, "log": True}}}
+    found = []
+    for parallel in (1, 2):
+        found.append(
+            run(finished, trials=3, prune=False, sampler="random", spaces=space, parallel=parallel, seed=5).trials
+        )
+        for journal in tuned_path("tiny", "lightgcn").parent.glob("lightgcn-*.log"):
+            journal.unlink()
+    one, two = (sorted(trials, key=lambda trial: trial["value"]) for trials in found)
+    assert [drawn(trial) for trial in one] == [drawn(trial) for trial in two]
+    assert len({drawn(trial) for trial in one}) == 3
+    assert all(1e-5 <= value <= 1e-1 for trial in one for value in drawn(trial))
+
+
+def test_a_space_that_does_not_fit_is_an_error(finished):
+    with pytest.raises(SettingsError, match=r"models\.lightgcn: .*layer"):
+        run(finished, spaces={"lightgcn": {"layer": [1, 2]}})
+    with pytest.raises(SettingsError, match=r"grid takes lists of values, and models\.lightgcn\.l2 is a range"):
+        run(finished, spaces={"lightgcn": {"l2": {"low": 0.0, "high": 1.0}}})
+    with pytest.raises(SettingsError, match="bpr has not been tuned on tiny; start with: scale sweep -d tiny -m bpr"):
+        tuned("tiny", "bpr")
+
+
+def test_every_model_has_a_space_of_its_own_settings() -> None:
+    from assets.settings import model_config
+    from model.registry import MODELS
+
+    settings = dataset("tiny")
+    for name in MODELS:
+        space = search_space(name, settings)
+        for choices in zip(*map(list, space.values()), strict=False):
+            tried = dataset("tiny", dict(zip(space, choices, strict=True)))
+            model_config(name, tried)
+            training_config(name, tried)
+
+
+def test_a_range_has_to_grow() -> None:
+    with pytest.raises(ValueError, match="low 2 has to be below high 1"):
+        Range(low=2, high=1)
+    with pytest.raises(ValueError, match="above 0 with `log`"):
+        Range(low=0, high=1, log=True)
