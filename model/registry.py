@@ -33,11 +33,14 @@ class ModelEntry:
 
 
 INTERACTIONS = frozenset({"interactions"})
+MULTIMODAL = INTERACTIONS | {"modalities"}
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
-    "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
+    "freedom": ModelEntry("model.baselines.freedom:Freedom", MULTIMODAL, "FREEDOM"),
+    "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
+    "vbpr": ModelEntry("model.baselines.vbpr:VBPR", MULTIMODAL, "VBPR"),
 }
 
 
