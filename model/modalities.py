@@ -82,7 +82,8 @@ def similarity_weights(ids: Tensor, cosines: Tensor) -> Tensor:
     similarities = cosines.clamp(min=0)
     degree = similarities.sum(1)
     scale = torch.where(degree > 0, degree, 1.0).rsqrt()  # a row of zeros keeps its zeros
-    return scale[:, None] * similarities * scale[ids]
+    # Unlike scale[ids], this sums its gradients in one order, however many threads there are.
+    return scale[:, None] * similarities * nn.functional.embedding(ids, scale[:, None])[..., 0]
 
 
 def similarity_graph(features: Tensor, k: int) -> csr_array:

@@ -39,6 +39,7 @@ MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
     "freedom": ModelEntry("model.baselines.freedom:Freedom", MULTIMODAL, "FREEDOM"),
+    "lattice": ModelEntry("model.baselines.lattice:Lattice", MULTIMODAL, "LATTICE"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "vbpr": ModelEntry("model.baselines.vbpr:VBPR", MULTIMODAL, "VBPR"),
 }
