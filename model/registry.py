@@ -41,6 +41,7 @@ MODELS: dict[str, ModelEntry] = {
     "freedom": ModelEntry("model.baselines.freedom:Freedom", MULTIMODAL, "FREEDOM"),
     "lattice": ModelEntry("model.baselines.lattice:Lattice", MULTIMODAL, "LATTICE"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
+    "mgcn": ModelEntry("model.baselines.mgcn:MGCN", MULTIMODAL, "MGCN"),
     "vbpr": ModelEntry("model.baselines.vbpr:VBPR", MULTIMODAL, "VBPR"),
 }
 
