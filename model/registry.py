@@ -37,6 +37,7 @@ MULTIMODAL = INTERACTIONS | {"modalities"}
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
+    "bm3": ModelEntry("model.baselines.bm3:BM3", MULTIMODAL, "BM3"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
     "freedom": ModelEntry("model.baselines.freedom:Freedom", MULTIMODAL, "FREEDOM"),
     "lattice": ModelEntry("model.baselines.lattice:Lattice", MULTIMODAL, "LATTICE"),
