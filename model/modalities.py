@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator
 from scipy.sparse import csr_array
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.base import DataError, RecData
 from model.config import ModelConfig
@@ -69,3 +69,63 @@ def neighbour_graph(features: Tensor, k: int) -> csr_array:
     columns = ids.sort(dim=1).values.reshape(-1).numpy()
     data = np.ones(len(columns), dtype=np.float32)
     return csr_array((data, columns, np.arange(0, len(columns) + 1, width)), shape=(count, count))
+
+
+def similarity_weights(ids: Tensor, cosines: Tensor) -> Tensor:
+    """Weights of edges to neighbours, D^-1/2 S D^-1/2 with row sums in D: (N, k), differentiable in the cosines.
+
+    Parameters
+    ----------
+    ids, cosines
+        Every item's neighbours and its similarity to them, (N, k) each; a negative one counts as 0, as in LATTICE.
+    """
+    similarities = cosines.clamp(min=0)
+    degree = similarities.sum(1)
+    scale = torch.where(degree > 0, degree, 1.0).rsqrt()  # a row of zeros keeps its zeros
+    # Unlike scale[ids], this sums its gradients in one order, however many threads there are.
+    return scale[:, None] * similarities * nn.functional.embedding(ids, scale[:, None])[..., 0]
+
+
+def similarity_graph(features: Tensor, k: int) -> csr_array:
+    """Edges (N, N) from each item to its `nearest_items` with their `similarity_weights`, sorted (LATTICE, MGCN)."""
+    ids, cosines = nearest_items(features, k)
+    weights = similarity_weights(ids, cosines)
+    count, width = ids.shape
+    ends = np.arange(0, ids.numel() + 1, width)
+    graph = csr_array((weights.reshape(-1).numpy(), ids.reshape(-1).numpy(), ends), shape=(count, count))
+    graph.sort_indices()
+    return graph
+
+
+class Projections(nn.Module):
+    """A linear map of every modality's features, which stay as they are, to vectors of one size.
+
+    Parameters
+    ----------
+    features
+        Of every modality, (N, d_m).
+    size
+        Numbers per projected vector.
+    bias
+        Whether a constant vector is added; a model whose result it cannot change goes without.
+    """
+
+    def __init__(self, features: dict[Modality, Tensor], size: int, generator: torch.Generator, *, bias: bool) -> None:
+        super().__init__()
+        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
+        for modality, array in features.items():
+            self.register_buffer(modality, array, persistent=False)
+            self.weights[modality] = nn.Parameter(torch.empty(array.shape[1], size))
+            nn.init.xavier_uniform_(self.weights[modality], generator=generator)
+            if bias:
+                self.biases[modality] = nn.Parameter(torch.zeros(size))
+
+    def forward(self, items: Tensor | None = None) -> dict[str, Tensor]:
+        """Projected features (N, size) by modality, or of `items` (U,) alone (U, size)."""
+        projected: dict[str, Tensor] = {}
+        for modality, weight in self.weights.items():
+            features = self.get_buffer(modality)
+            projected[modality] = (features if items is None else features.index_select(0, items)) @ weight
+            if modality in self.biases:
+                projected[modality] = projected[modality] + self.biases[modality]
+        return projected

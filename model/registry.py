@@ -33,11 +33,17 @@ class ModelEntry:
 
 
 INTERACTIONS = frozenset({"interactions"})
+MULTIMODAL = INTERACTIONS | {"modalities"}
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
-    "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
+    "bm3": ModelEntry("model.baselines.bm3:BM3", MULTIMODAL, "BM3"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
+    "freedom": ModelEntry("model.baselines.freedom:Freedom", MULTIMODAL, "FREEDOM"),
+    "lattice": ModelEntry("model.baselines.lattice:Lattice", MULTIMODAL, "LATTICE"),
+    "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
+    "mgcn": ModelEntry("model.baselines.mgcn:MGCN", MULTIMODAL, "MGCN"),
+    "vbpr": ModelEntry("model.baselines.vbpr:VBPR", MULTIMODAL, "VBPR"),
 }
 
 

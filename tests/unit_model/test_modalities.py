@@ -6,7 +6,14 @@ import torch
 from pydantic import ValidationError
 
 from model.base import DataError, RecData
-from model.modalities import MultimodalConfig, item_features, nearest_items, neighbour_graph
+from model.modalities import (
+    MultimodalConfig,
+    Projections,
+    item_features,
+    nearest_items,
+    neighbour_graph,
+    similarity_graph,
+)
 
 
 def test_default_is_every_modality_of_the_dataset(checkerboard: RecData) -> None:
@@ -50,3 +57,32 @@ def test_neighbour_graph_has_k_edges_an_item() -> None:
     assert (graph.data == 1).all()
     assert (graph.diagonal() == 1).all()
     assert neighbour_graph(torch.ones(3, 2), 10).nnz == 9
+
+
+def test_similarity_graph_equals_brute_force() -> None:
+    features = torch.randn(20, 3, generator=torch.Generator().manual_seed(2))
+    features[4] = 0
+    units = torch.nn.functional.normalize(features)
+    cosines = (units @ units.T).numpy()
+    expected = np.zeros_like(cosines)
+    for item, row in enumerate(cosines):
+        nearest = np.argsort(-row)[:12]  # so many that some are negative
+        expected[item, nearest] = row[nearest].clip(min=0)
+    degree = expected.sum(1)
+    assert degree[4] == 0
+    degree[4] = 1
+    graph = similarity_graph(features, 12)
+    assert graph.has_sorted_indices
+    np.testing.assert_allclose(graph.toarray(), expected / np.sqrt(degree[:, None] * degree), rtol=1e-5, atol=1e-7)
+
+
+def test_projections_of_some_items_are_rows_of_all(checkerboard: RecData) -> None:
+    features = item_features(MultimodalConfig(), checkerboard)
+    model = Projections(features, 4, torch.Generator().manual_seed(0), bias=True)
+    torch.nn.init.ones_(model.biases["text"])
+    whole, some = model(), model(torch.tensor([3, 1]))
+    for modality, table in whole.items():
+        expected = features[modality] @ model.weights[modality] + model.biases[modality]
+        torch.testing.assert_close(table, expected)
+        torch.testing.assert_close(some[modality], expected[[3, 1]])
+    assert set(model.state_dict()) == {f"{kind}.{name}" for kind in ("weights", "biases") for name in features}
