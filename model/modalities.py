@@ -1,5 +1,6 @@
 """Item features by modality, and the graph of nearest items by them: what multimodal models share."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from model.base import DataError, RecData
 from model.config import ModelConfig
+from model.layers import degree_normalised
 
 Modality = Literal["text", "visual"]
 
@@ -69,3 +71,13 @@ def neighbour_graph(features: Tensor, k: int) -> csr_array:
     columns = ids.sort(dim=1).values.reshape(-1).numpy()
     data = np.ones(len(columns), dtype=np.float32)
     return csr_array((data, columns, np.arange(0, len(columns) + 1, width)), shape=(count, count))
+
+
+def item_graph(features: Mapping[Modality, Tensor], k: int, visual_weight: float) -> csr_array:
+    """The normalised `neighbour_graph` (N, N) of the one modality, or the weighted sum of the two (FREEDOM, MENTOR)."""
+    graphs = {modality: degree_normalised(neighbour_graph(part, k)) for modality, part in features.items()}
+    if len(graphs) == 1:
+        return next(iter(graphs.values()))
+    mixed = csr_array((1 - visual_weight) * graphs["text"] + visual_weight * graphs["visual"])
+    mixed.sort_indices()
+    return mixed

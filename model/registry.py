@@ -37,9 +37,10 @@ MULTIMODAL = INTERACTIONS | {"modalities"}
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
+    "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
     "lgmrec": ModelEntry("model.baselines.lgmrec:LGMRec", MULTIMODAL, "LGMRec"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
-    "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
+    "mentor": ModelEntry("model.baselines.mentor:MENTOR", MULTIMODAL, "MENTOR"),
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from model.base import DataError, RecData
-from model.modalities import MultimodalConfig, item_features, nearest_items, neighbour_graph
+from model.modalities import MultimodalConfig, item_features, item_graph, nearest_items, neighbour_graph
 
 
 def test_default_is_every_modality_of_the_dataset(checkerboard: RecData) -> None:
@@ -50,3 +50,13 @@ def test_neighbour_graph_has_k_edges_an_item() -> None:
     assert (graph.data == 1).all()
     assert (graph.diagonal() == 1).all()
     assert neighbour_graph(torch.ones(3, 2), 10).nnz == 9
+
+
+def test_item_graph_weighs_the_normalised_graphs() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = {"text": torch.randn(30, 4, generator=generator), "visual": torch.randn(30, 6, generator=generator)}
+    text, visual = (neighbour_graph(part, 5).toarray() / 5 for part in features.values())  # every degree is 5
+    np.testing.assert_allclose(item_graph(features, 5, 0.1).toarray(), 0.9 * text + 0.1 * visual, rtol=1e-6)
+    for modality, expected in (("text", text), ("visual", visual)):
+        alone = item_graph({modality: features[modality]}, 5, 0.1)
+        np.testing.assert_allclose(alone.toarray(), expected, rtol=1e-6)
