@@ -38,6 +38,7 @@ MULTIMODAL = INTERACTIONS | {"modalities"}
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
+    "diffmm": ModelEntry("model.baselines.diffmm:DiffMM", MULTIMODAL, "DiffMM"),
     "lgmrec": ModelEntry("model.baselines.lgmrec:LGMRec", MULTIMODAL, "LGMRec"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "mentor": ModelEntry("model.baselines.mentor:MENTOR", MULTIMODAL, "MENTOR"),
