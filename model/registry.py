@@ -42,6 +42,7 @@ MODELS: dict[str, ModelEntry] = {
     "lgmrec": ModelEntry("model.baselines.lgmrec:LGMRec", MULTIMODAL, "LGMRec"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "mentor": ModelEntry("model.baselines.mentor:MENTOR", MULTIMODAL, "MENTOR"),
+    "slmrec": ModelEntry("model.baselines.slmrec:SLMRec", MULTIMODAL, "SLMRec"),
 }
 
 

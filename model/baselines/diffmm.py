@@ -29,7 +29,7 @@ from torch.func import functional_call
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, degree_normalised, dropout, to_device
+from model.layers import Rows, SparseGraph, degree_normalised, dropout, take_rows, to_device
 from model.losses import bpr, infonce, unit_rows
 from model.modalities import MultimodalConfig, item_features
 
@@ -128,7 +128,7 @@ class DiffMM(Recommender):
             generated = self._generate(modality)(self.embeddings)
             together = together + weight * (by_features + by_ids + self.config.generated_weight * generated)
         layers = self.graph.layer_mean(together, self.config.layers, rows) * (self.config.layers + 1)
-        own = together if rows is None else together.index_select(0, rows.ids)
+        own = together if rows is None else rows.select(together)
         return layers + self.config.residual_weight * unit_rows(own)
 
     def _contrast(self, batch: Batch) -> Tensor:
@@ -137,12 +137,12 @@ class DiffMM(Recommender):
         for modality in self.projections:
             nodes = torch.cat([self.embeddings[: self.user_count], unit_rows(self._project(modality))])
             views.append(self.graph.layer_mean(self._generate(modality)(nodes), self.config.layers))
-        users, items = (to_device(nodes, self.device) for nodes in (batch.users, batch.positives))
         total = self.embeddings.new_zeros(())
         for candidates, anchors in combinations(views, 2):  # visual anchors among text, where there are both
-            for kind, matches in ((slice(self.user_count), users), (slice(self.user_count, None), items)):
-                chosen = anchors[kind].index_select(0, matches)  # (B, d)
-                total = total + infonce(chosen, candidates[kind], self.config.temperature, matches)
+            chosen = take_rows(anchors, batch.users, batch.positives + self.user_count)  # (B, d) each
+            kinds = candidates.split([self.user_count, self.item_count])
+            for rows, kind, nodes in zip(chosen, kinds, (batch.users, batch.positives), strict=True):
+                total = total + infonce(rows, kind, self.config.temperature, to_device(nodes, self.device))
         return total
 
     def _denoiser(self, modality: str) -> "Denoiser":

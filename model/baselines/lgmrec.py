@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, dropout, to_device
+from model.layers import Rows, SparseGraph, bipartite_adjacency, dropout, take_rows, to_device
 from model.losses import bpr, embedding_l2, infonce, unit_rows
 from model.modalities import MultimodalConfig, item_features
 
@@ -84,15 +84,16 @@ class LGMRec(Recommender):
     def _represent(self, rows: Rows | None = None) -> tuple[Tensor, list[Tensor]]:
         """Final embeddings (M + N, d), or rows of them, and every modality's global embeddings (M + N, d)."""
         collaborative = self.graph.layer_mean(self.embeddings, self.config.layers)
-        final, views = collaborative if rows is None else collaborative.index_select(0, rows.ids), []
+        local, views = [], []
         for modality, projection in self.projections.items():
-            features = self.get_buffer(f"{modality}_features")
-            final = final + unit_rows(self._local(features @ projection, rows))
-            assignment = self._assign(features @ self.hyperedges[modality])
-            views.append(self._pass_over(assignment, collaborative[self.user_count :]))
-        total = torch.stack(views).sum(0)
-        total = total if rows is None else total.index_select(0, rows.ids)
-        return final + self.config.global_weight * unit_rows(total), views
+            weights = torch.cat([projection, self.hyperedges[modality]], dim=1)  # so that features are read once
+            both = self.get_buffer(f"{modality}_features") @ weights  # (N, d + K)
+            projected, logits = both.tensor_split([projection.shape[1]], dim=1)
+            local.append(unit_rows(self._local(projected, rows)))
+            views.append(self._pass_over(self._assign(logits), collaborative[self.user_count :]))
+        tables = [collaborative, torch.stack(views).sum(0)]
+        own, total = tables if rows is None else (rows.select(table) for table in tables)
+        return own + torch.stack(local).sum(0) + self.config.global_weight * unit_rows(total), views
 
     def _local(self, items: Tensor, rows: Rows | None) -> Tensor:
         """Projected features (N, d), and their means over each user's items, after propagation."""
@@ -120,10 +121,10 @@ class LGMRec(Recommender):
 
     def _contrast(self, views: list[Tensor], batch: Batch) -> Tensor:
         """A batch's users, and its positive items, against all of another modality's."""
-        users, items = (to_device(nodes, self.device) for nodes in (batch.users, batch.positives))
         total = self.embeddings.new_zeros(())
         for candidates, anchors in combinations(views, 2):  # visual anchors among text, where there are both
-            for kind, matches in ((slice(self.user_count), users), (slice(self.user_count, None), items)):
-                chosen = anchors[kind].index_select(0, matches)  # (B, d)
-                total = total + infonce(chosen, candidates[kind], self.config.temperature, matches)
+            chosen = take_rows(anchors, batch.users, batch.positives + self.user_count)  # (B, d) each
+            kinds = candidates.split([self.user_count, self.item_count])
+            for rows, kind, nodes in zip(chosen, kinds, (batch.users, batch.positives), strict=True):
+                total = total + infonce(rows, kind, self.config.temperature, to_device(nodes, self.device))
         return total

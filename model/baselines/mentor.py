@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import SparseGraph, bipartite_adjacency, dropout, linear, to_device
+from model.layers import SparseGraph, bipartite_adjacency, dropout, linear, take_rows, to_device
 from model.losses import bpr, infonce, unit_rows
 from model.modalities import MultimodalConfig, item_features, item_graph
 
@@ -82,7 +82,7 @@ class MENTOR(Recommender):
         modal = self._relate(self._propagate(encoded))
         fused = self._fuse(modal)  # (M + N, m d)
         parts = [batch.users, batch.positives + self.user_count, batch.negatives + self.user_count]
-        users, positives, negatives = self._take(fused, parts)  # each (B, m d)
+        users, positives, negatives = take_rows(fused, *parts)  # each (B, m d)
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}
         if config.alignment_weight:
             ids = self._relate(self._propagate(self._encode("id", self.item_ids)))
@@ -90,11 +90,11 @@ class MENTOR(Recommender):
             terms["alignment"] = config.alignment_weight * alignment(tables)
         kinds = [batch.users.unique(), batch.positives.unique() + self.user_count]
         if config.masking_weight:
-            masked = [self._masking(rows) for rows in self._take(fused, kinds)]
+            masked = [self._masking(rows) for rows in take_rows(fused, *kinds)]
             terms["masking"] = config.masking_weight * torch.stack(masked).sum()
         if config.perturbation_weight:
             noisy = [self._fuse(self._relate(self._propagate(encoded, config.noise))) for _ in range(2)]
-            views = zip(*(self._take(nodes, kinds) for nodes in noisy), strict=True)
+            views = zip(*(take_rows(nodes, *kinds) for nodes in noisy), strict=True)
             contrasts = [infonce(first, second, config.temperature) for first, second in views]
             terms["perturbation"] = config.perturbation_weight * torch.stack(contrasts).sum()
         if config.l2:
@@ -144,18 +144,13 @@ class MENTOR(Recommender):
         users, items = nodes.split([self.user_count, self.item_count])
         return torch.cat([users * self.user_weights.repeat_interleave(self.config.embedding_size, dim=1), items])
 
-    def _take(self, table: Tensor, parts: list[Tensor]) -> tuple[Tensor, ...]:
-        chosen = table.index_select(0, to_device(torch.cat(parts), self.device))
-        return chosen.split([len(part) for part in parts])
-
     def _masking(self, rows: Tensor) -> Tensor:
         """1 - cosine of predicted rows with masked ones, a mean over rows (n, w)."""
         target = dropout(rows.detach(), self.config.masking, self.generator)
         return 1 - (unit_rows(self.predictor(rows)) * unit_rows(target)).sum(1).mean()
 
     def _regulariser(self, batch: Batch) -> Tensor:
-        users = to_device(batch.users, self.device)
-        tables = [table.index_select(0, users) for name, table in self.preferences.items() if name != "id"]
+        tables = [take_rows(table, batch.users)[0] for name, table in self.preferences.items() if name != "id"]
         return torch.stack([moments(table.square())[0] for table in (*tables, self.user_weights)]).sum()
 
 
