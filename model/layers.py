@@ -108,15 +108,25 @@ class Rows:
 
         One call for all that a loss needs of a table: the gradients are summed into one.
         """
-        places = to_device(self.places[torch.cat(parts)], table.device).split([len(part) for part in parts])
-        if kernels.are_fast():
-            taken: tuple[Tensor, ...] = _Take.apply(table, *places)
-            return taken
-        return tuple(table[part] for part in places)
+        return take_rows(table, *(self.places[part] for part in parts))
+
+    def select(self, table: Tensor) -> Tensor:
+        """These rows (U, d) of `table` (n, d)."""
+        selected: Tensor = _Select.apply(table, self) if kernels.are_fast() else table.index_select(0, self.ids)
+        return selected
 
     def spread(self, values: Tensor) -> Tensor:
         """Rows (n, d) that hold `values` (U, d), and zero elsewhere."""
         return values.new_zeros((len(self.places), values.shape[1])).index_copy_(0, self.ids, values)
+
+
+def take_rows(table: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """For each of `parts`, row numbers (B,) with repeats and on the CPU, those rows (B, d) of `table` (n, d)."""
+    rows = to_device(torch.cat(parts), table.device).split([len(part) for part in parts])
+    if kernels.are_fast():
+        taken: tuple[Tensor, ...] = _Take.apply(table, *rows)
+        return taken
+    return tuple(table[part] for part in rows)
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -295,6 +305,19 @@ class _LayerMean(torch.autograd.Function):
         for _ in range(layers - 1):
             total = graph.multiply(total, gradient, addend_rows=rows)
         return total, None, None, None
+
+
+class _Select(torch.autograd.Function):
+    """Rows of a table, each once: their gradients need no adding up."""
+
+    @staticmethod
+    def forward(context: Any, table: Tensor, rows: Rows) -> Tensor:
+        context.rows = rows
+        return table.index_select(0, rows.ids)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return context.rows.spread(gradients[0]), None
 
 
 class _Take(torch.autograd.Function):

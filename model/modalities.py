@@ -1,5 +1,6 @@
 """Item features by modality, and the graph of nearest items by them: what multimodal models share."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from model.base import DataError, RecData
 from model.config import ModelConfig
+from model.layers import degree_normalised
 
 Modality = Literal["text", "visual"]
 
@@ -129,3 +131,13 @@ class Projections(nn.Module):
             if modality in self.biases:
                 projected[modality] = projected[modality] + self.biases[modality]
         return projected
+
+
+def item_graph(features: Mapping[Modality, Tensor], k: int, visual_weight: float) -> csr_array:
+    """The normalised `neighbour_graph` (N, N) of the one modality, or the weighted sum of the two (FREEDOM, MENTOR)."""
+    graphs = {modality: degree_normalised(neighbour_graph(part, k)) for modality, part in features.items()}
+    if len(graphs) == 1:
+        return next(iter(graphs.values()))
+    mixed = csr_array((1 - visual_weight) * graphs["text"] + visual_weight * graphs["visual"])
+    mixed.sort_indices()
+    return mixed

@@ -39,10 +39,14 @@ MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
     "bm3": ModelEntry("model.baselines.bm3:BM3", MULTIMODAL, "BM3"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
+    "diffmm": ModelEntry("model.baselines.diffmm:DiffMM", MULTIMODAL, "DiffMM"),
     "freedom": ModelEntry("model.baselines.freedom:Freedom", MULTIMODAL, "FREEDOM"),
     "lattice": ModelEntry("model.baselines.lattice:Lattice", MULTIMODAL, "LATTICE"),
+    "lgmrec": ModelEntry("model.baselines.lgmrec:LGMRec", MULTIMODAL, "LGMRec"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
+    "mentor": ModelEntry("model.baselines.mentor:MENTOR", MULTIMODAL, "MENTOR"),
     "mgcn": ModelEntry("model.baselines.mgcn:MGCN", MULTIMODAL, "MGCN"),
+    "slmrec": ModelEntry("model.baselines.slmrec:SLMRec", MULTIMODAL, "SLMRec"),
     "vbpr": ModelEntry("model.baselines.vbpr:VBPR", MULTIMODAL, "VBPR"),
 }
 

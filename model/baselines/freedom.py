@@ -15,14 +15,13 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, degree_normalised, prune_edges
+from model.layers import Rows, SparseGraph, bipartite_adjacency, prune_edges
 from model.losses import bpr
-from model.modalities import Modality, MultimodalConfig, Projections, item_features, neighbour_graph
+from model.modalities import MultimodalConfig, Projections, item_features, item_graph
 
 
 class FreedomConfig(MultimodalConfig):
@@ -52,7 +51,7 @@ class Freedom(Recommender):
         for part in self.embeddings.data.split([data.user_count, data.item_count]):
             nn.init.xavier_uniform_(part, generator=generator)
         features = item_features(config, data)
-        self.item_graph = SparseGraph(frozen_graph(features, config.neighbours, config.visual_weight))
+        self.item_graph = SparseGraph(item_graph(features, config.neighbours, config.visual_weight))
         self.projections = Projections(features, config.embedding_size, generator, bias=False)
 
     def before_epoch(self, epoch: int) -> None:
@@ -91,18 +90,3 @@ class Freedom(Recommender):
         for _ in range(self.config.item_layers - 1):
             items = self.item_graph(items)
         return self.item_graph(items, rows)
-
-
-def frozen_graph(features: dict[Modality, Tensor], neighbours: int, visual_weight: float) -> csr_array:
-    """The item graph (N, N): neighbour graphs, each normalised by row degrees, with their weights.
-
-    Parameters
-    ----------
-    features
-        Of one modality, which then has weight 1, or of both: (N, d_m).
-    """
-    weights: dict[Modality, float] = {"text": 1 - visual_weight, "visual": visual_weight}
-    graphs = {modality: degree_normalised(neighbour_graph(part, neighbours)) for modality, part in features.items()}
-    if len(graphs) == 1:
-        return next(iter(graphs.values()))
-    return csr_array(sum(weights[modality] * graph for modality, graph in graphs.items()))

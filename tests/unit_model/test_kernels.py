@@ -13,17 +13,19 @@ from model.training import train
 
 FORMS: tuple[Kernels, Kernels] = ("fast", "reference")
 # Every model as it comes, and depths that take other paths through the products.
-CASES: list[tuple[str, dict[str, int]]] = [(name, {}) for name in sorted(MODELS)]
+CASES: list[tuple[str, dict[str, int | str]]] = [(name, {}) for name in sorted(MODELS)]
 CASES += [("lightgcn", {"layers": 1}), ("scale", {"interaction_layers": 0}), ("scale", {"semantic_layers": 2})]
-# Gradients may differ by so much of their largest entry, and losses over 20 epochs by 100 times as much. What teaches
-# LATTICE's projections is a difference of nearly equal numbers, which magnifies how they were rounded.
-ROUNDING = {"lattice": 1e-5}
+CASES += [("slmrec", {"augmentation": "FD"}), ("slmrec", {"augmentation": "FM"})]
 # Gradients may differ by so much in any case: Adam, which adds 1e-8 to their size, sees nothing of it.
 NEGLIGIBLE = 1e-12
+# Gradients may differ by so much of their largest entry, and losses over 20 epochs by 100 times as much. What teaches
+# LATTICE's projections is a difference of nearly equal numbers, and LGMRec divides sums of logits by a small
+# temperature: both magnify how they were rounded.
+ROUNDING = {"lattice": 1e-5, "lgmrec": 3e-5}
 every_case = pytest.mark.parametrize(("name", "settings"), CASES)
 
 
-def built(name: str, settings: dict[str, int], data: RecData) -> Recommender:
+def built(name: str, settings: dict[str, int | str], data: RecData) -> Recommender:
     model_class = load(name)
     return model_class(model_class.Config(**MODELS[name].preset, **settings), data, torch.Generator().manual_seed(0))
 
@@ -41,7 +43,7 @@ def losses_and_gradients(model: Recommender, data: RecData, form: Kernels) -> tu
 
 
 @every_case
-def test_losses_and_gradients_agree(name: str, settings: dict[str, int], checkerboard: RecData) -> None:
+def test_losses_and_gradients_agree(name: str, settings: dict[str, int | str], checkerboard: RecData) -> None:
     (losses, gradients), (expected, expected_gradients) = (
         losses_and_gradients(built(name, settings, checkerboard), checkerboard, form) for form in FORMS
     )
@@ -54,7 +56,7 @@ def test_losses_and_gradients_agree(name: str, settings: dict[str, int], checker
 
 
 @every_case
-def test_curves_agree_over_20_epochs(name: str, settings: dict[str, int], checkerboard: RecData) -> None:
+def test_curves_agree_over_20_epochs(name: str, settings: dict[str, int | str], checkerboard: RecData) -> None:
     config = TrainingConfig(
         epochs=20, patience=20, batch_size=64, learning_rate=0.01, top_k=(5,), selection_metric="recall_at_5"
     )

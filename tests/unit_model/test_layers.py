@@ -5,7 +5,16 @@ import torch
 from scipy.sparse import csr_array, random_array
 from torch import Tensor
 
-from model.layers import Rows, SparseGraph, bipartite_adjacency, degree_normalised, prune_edges
+from model.layers import (
+    Rows,
+    SparseGraph,
+    bipartite_adjacency,
+    degree_normalised,
+    dropout,
+    linear,
+    prune_edges,
+    take_rows,
+)
 
 
 def graph(rows: int, columns: int, density: float, seed: int = 0) -> csr_array:
@@ -150,3 +159,34 @@ def test_rows_taken_and_their_gradient_equal_a_selection(width: int) -> None:
     sum((k + 1) * taken.square().sum() for k, taken in enumerate(rows.take(table, *parts))).backward()
     sum((k + 1) * whole[part].square().sum() for k, part in enumerate(parts)).backward()
     torch.testing.assert_close(rows.spread(table.grad), whole.grad)
+
+
+def test_rows_of_a_whole_table_and_their_gradients_equal_a_selection() -> None:
+    parts = [torch.tensor([7, 3, 3, 59]), torch.tensor([3, 0])]
+    rows = Rows.of(torch.cat(parts), 60)
+    tables = [torch.randn(60, 8, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
+    fast = [rows.select(tables[0]), *take_rows(tables[0], *parts)]
+    expected = [tables[1][part] for part in (torch.tensor([0, 3, 7, 59]), *parts)]
+    for taken, part in zip(fast, expected, strict=True):
+        assert torch.equal(taken, part)
+    for taken in (fast, expected):
+        sum((k + 1) * part.square().sum() for k, part in enumerate(taken)).backward()
+    torch.testing.assert_close(tables[0].grad, tables[1].grad)
+
+
+def test_dropout_keeps_the_mean_and_follows_its_generator() -> None:
+    values = torch.full((200, 50), 3.0)
+    dropped, again = (dropout(values, 0.25, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(dropped, again)
+    assert set(dropped.unique().tolist()) == {0, 4}
+    assert dropped.mean().item() == pytest.approx(3, abs=0.05)
+    assert torch.equal(dropout(values, 0, torch.Generator()), values)
+
+
+def test_a_linear_layer_draws_from_its_generator_alone() -> None:
+    before = torch.get_rng_state()
+    layer, same = (linear(30, 20, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(layer.weight, same.weight)
+    assert layer.weight.abs().max().item() == pytest.approx((6 / 50) ** 0.5, rel=0.05)
+    assert not layer.bias.any()

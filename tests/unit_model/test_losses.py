@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model import kernels
 from model.losses import BLOCK, bpr, embedding_l2, infonce, relation_contrast, unit_rows
 
 
@@ -46,6 +47,8 @@ def test_zero_rows_have_cosine_zero_and_finite_gradients() -> None:
     assert views.grad.isfinite().all()
     assert views.grad.abs().max() < 10  # a length clamped at 1e-12 would make it 1e11
     assert not unit_rows(torch.zeros(2, 2)).any()
+    short = torch.tensor([[3e-20, 4e-20]])
+    assert torch.equal(unit_rows(short), short)  # 9e-40 is no normal float: its length would be a rounding error
 
 
 def test_relation_contrast_by_hand() -> None:
@@ -57,3 +60,19 @@ def test_relation_contrast_by_hand() -> None:
 
 def test_l2_is_half_the_squared_norm_per_triplet() -> None:
     assert embedding_l2(torch.tensor([[3.0], [1.0]]), torch.tensor([[0.0], [2.0]])).item() == (9 + 1 + 4) / 4
+
+
+def test_infonce_among_more_candidates_equals_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(5)
+    anchors, views = (torch.randn(count, 8, generator=generator) for count in (300, 700))
+    matches = torch.randint(700, (300,), generator=generator)  # some anchors share a match
+    gradients = []
+    for form in ("fast", "reference"):
+        leaves = [part.clone().requires_grad_() for part in (anchors, views)]
+        with kernels.use(form):
+            loss = infonce(*leaves, 0.3, matches)
+        gradients.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    logits = F.cosine_similarity(anchors[:, None], views, dim=2) / 0.3
+    torch.testing.assert_close(gradients[0][0], F.cross_entropy(logits, matches))
+    for fast, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, reference, rtol=1e-4, atol=1e-8)

@@ -10,6 +10,7 @@ from model.modalities import (
     MultimodalConfig,
     Projections,
     item_features,
+    item_graph,
     nearest_items,
     neighbour_graph,
     similarity_graph,
@@ -86,3 +87,13 @@ def test_projections_of_some_items_are_rows_of_all(checkerboard: RecData) -> Non
         torch.testing.assert_close(table, expected)
         torch.testing.assert_close(some[modality], expected[[3, 1]])
     assert set(model.state_dict()) == {f"{kind}.{name}" for kind in ("weights", "biases") for name in features}
+
+
+def test_item_graph_weighs_the_normalised_graphs() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = {"text": torch.randn(30, 4, generator=generator), "visual": torch.randn(30, 6, generator=generator)}
+    text, visual = (neighbour_graph(part, 5).toarray() / 5 for part in features.values())  # every degree is 5
+    np.testing.assert_allclose(item_graph(features, 5, 0.1).toarray(), 0.9 * text + 0.1 * visual, rtol=1e-6)
+    for modality, expected in (("text", text), ("visual", visual)):
+        alone = item_graph({modality: features[modality]}, 5, 0.1)
+        np.testing.assert_allclose(alone.toarray(), expected, rtol=1e-6)
