@@ -25,22 +25,26 @@ def unit_rows(rows: Tensor) -> Tensor:
     return rows / torch.where(length > 0, length, 1.0)
 
 
-def infonce(anchors: Tensor, views: Tensor, temperature: float) -> Tensor:
+def infonce(anchors: Tensor, views: Tensor, temperature: float, matches: Tensor | None = None) -> Tensor:
     """Cosine InfoNCE between two views of the same targets (eq. 8), a mean over targets.
 
     Parameters
     ----------
     anchors, views
-        Shape (n, d); row t of both belongs to target t, and every row of `views` is a candidate for every anchor.
-        A zero row has cosine 0 with everything.
+        Shapes (n, d) and (m, d); every row of `views` is a candidate for every anchor. A zero row has cosine 0 with
+        everything.
     temperature
         τ_s > 0.
+    matches
+        Shape (n,), int64: the row of `views` that is an anchor's own target; default: the row of the same number.
     """
+    if matches is None:
+        matches = torch.arange(len(anchors), device=anchors.device)
     anchors, views = unit_rows(anchors), unit_rows(views)
     if kernels.are_fast():
-        loss: Tensor = _InfoNCE.apply(anchors, views, temperature)
+        loss: Tensor = _InfoNCE.apply(anchors, views, temperature, matches)
         return loss
-    return F.cross_entropy(anchors @ views.T / temperature, torch.arange(len(anchors), device=anchors.device))
+    return F.cross_entropy(anchors @ views.T / temperature, matches)
 
 
 def relation_contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
@@ -74,23 +78,25 @@ def embedding_l2(*embeddings: Tensor) -> Tensor:
 
 
 class _InfoNCE(torch.autograd.Function):
-    """InfoNCE on unit rows. The gradient is made in the forward pass, block by block, so that the (n, n)
-    similarity matrix never leaves the cache: with P the row softmax, dA = (P V - V) / (n τ), dV = (P^T A - A) / (n τ).
+    """InfoNCE on unit rows. The gradient is made in the forward pass, block by block, so that the (n, m)
+    similarity matrix never leaves the cache: with P the row softmax and S the 0/1 matrix (n, m) of the matches,
+    dA = (P - S) V / (n τ), dV = (P - S)^T A / (n τ).
     """
 
     @staticmethod
-    def forward(context: Any, anchors: Tensor, views: Tensor, temperature: float) -> Tensor:
+    def forward(context: Any, anchors: Tensor, views: Tensor, temperature: float, matches: Tensor) -> Tensor:
         count, width = anchors.shape
         total = anchors.new_zeros(())
-        anchor_gradient, view_gradient = -views, -anchors
+        anchor_gradient = -views.index_select(0, matches)
+        view_gradient = torch.zeros_like(views).index_add_(0, matches, anchors, alpha=-1)
         scaled = anchors / temperature
-        logits, products = anchors.new_empty((BLOCK, count)), anchors.new_empty((BLOCK, width))
+        logits, products = anchors.new_empty((BLOCK, len(views))), anchors.new_empty((BLOCK, width))
         for start in range(0, count, BLOCK):
             block = anchors[start : start + BLOCK]
-            weights = torch.mm(scaled[start : start + BLOCK], views.T, out=logits[: len(block)])  # (b, n)
+            weights = torch.mm(scaled[start : start + BLOCK], views.T, out=logits[: len(block)])  # (b, m)
             if temperature < SHARP:  # taking the same from a row's logits leaves its loss as it is
                 weights -= weights.amax(1, keepdim=True)
-            total -= weights.diagonal(start).sum()
+            total -= weights.gather(1, matches[start : start + BLOCK, None]).sum()
             normaliser = _exponentiate(weights)
             total += normaliser.log().sum()
             product = torch.mm(weights, views, out=products[: len(block)])
@@ -101,10 +107,10 @@ class _InfoNCE(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         anchor_gradient, view_gradient = context.saved_tensors
         scale = gradients[0] * context.scale
-        return anchor_gradient * scale, view_gradient * scale, None
+        return anchor_gradient * scale, view_gradient * scale, None, None
 
 
 def _exponentiate(logits: Tensor) -> Tensor:

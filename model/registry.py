@@ -36,8 +36,9 @@ INTERACTIONS = frozenset({"interactions"})
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
-    "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
+    "layergcn": ModelEntry("model.baselines.layergcn:LayerGCN", INTERACTIONS, "LayerGCN"),
+    "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
 }
 
 

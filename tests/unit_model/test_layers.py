@@ -5,7 +5,7 @@ import torch
 from scipy.sparse import csr_array, random_array
 from torch import Tensor
 
-from model.layers import Rows, SparseGraph, bipartite_adjacency, degree_normalised, prune_edges
+from model.layers import Rows, SparseGraph, bipartite_adjacency, degree_normalised, drop_edges, prune_edges
 
 
 def graph(rows: int, columns: int, density: float, seed: int = 0) -> csr_array:
@@ -150,3 +150,12 @@ def test_rows_taken_and_their_gradient_equal_a_selection(width: int) -> None:
     sum((k + 1) * taken.square().sum() for k, taken in enumerate(rows.take(table, *parts))).backward()
     sum((k + 1) * whole[part].square().sum() for k, part in enumerate(parts)).backward()
     torch.testing.assert_close(rows.spread(table.grad), whole.grad)
+
+
+def test_edge_dropout_is_uniform_and_keeps_the_stated_share() -> None:
+    edges = csr_array(np.array([[1, 1, 1, 1, 0], [0, 0, 0, 0, 1]], dtype=np.float32))
+    generator = torch.Generator().manual_seed(0)
+    draws = np.stack([drop_edges(edges, 0.4, generator).toarray() for _ in range(1000)])
+    assert (draws.sum((1, 2)) == 3).all()
+    np.testing.assert_allclose(draws.mean(0)[edges.toarray() > 0], 0.6, atol=0.06)
+    assert not draws[:, edges.toarray() == 0].any()
