@@ -147,6 +147,14 @@ def to_device(numbers: Tensor, device: torch.device) -> Tensor:
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
+def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with Xavier weights from the generator and a zero bias."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # torch's own start draws from a global seed
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class SparseGraph(nn.Module):
     """A constant sparse matrix that multiplies dense ones; it moves between devices with its model.
 

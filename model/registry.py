@@ -39,6 +39,7 @@ MODELS: dict[str, ModelEntry] = {
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
     "layergcn": ModelEntry("model.baselines.layergcn:LayerGCN", INTERACTIONS, "LayerGCN"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
+    "sgl": ModelEntry("model.baselines.sgl:SGL", INTERACTIONS, "SGL"),
 }
 
 
