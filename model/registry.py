@@ -33,12 +33,18 @@ class ModelEntry:
 
 
 INTERACTIONS = frozenset({"interactions"})
+TEXTS = INTERACTIONS | {"text", "user_text"}
+ON_SGL = {"backbone": "sgl"}
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
     "layergcn": ModelEntry("model.baselines.layergcn:LayerGCN", INTERACTIONS, "LayerGCN"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
+    "rlmrec-con": ModelEntry("model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con"),
+    "rlmrec-con-sgl": ModelEntry("model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con (SGL)", ON_SGL),
+    "rlmrec-gen": ModelEntry("model.baselines.rlmrec:Generative", TEXTS, "RLMRec-Gen"),
+    "rlmrec-gen-sgl": ModelEntry("model.baselines.rlmrec:Generative", TEXTS, "RLMRec-Gen (SGL)", ON_SGL),
     "sgl": ModelEntry("model.baselines.sgl:SGL", INTERACTIONS, "SGL"),
 }
 
