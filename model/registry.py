@@ -39,6 +39,8 @@ ON_SGL = {"backbone": "sgl"}
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
+    "kar": ModelEntry("model.baselines.kar:KAR", TEXTS, "KAR"),
+    "kar-sgl": ModelEntry("model.baselines.kar:KAR", TEXTS, "KAR (SGL)", ON_SGL),
     "layergcn": ModelEntry("model.baselines.layergcn:LayerGCN", INTERACTIONS, "LayerGCN"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "rlmrec-con": ModelEntry("model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con"),
