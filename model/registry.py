@@ -34,7 +34,7 @@ class ModelEntry:
 
 INTERACTIONS = frozenset({"interactions"})
 TEXTS = INTERACTIONS | {"text", "user_text"}
-ON_SGL = {"backbone": "sgl"}
+ON_SGL: dict[str, Any] = {"backbone": "sgl"}
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
@@ -44,9 +44,16 @@ MODELS: dict[str, ModelEntry] = {
     "layergcn": ModelEntry("model.baselines.layergcn:LayerGCN", INTERACTIONS, "LayerGCN"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "rlmrec-con": ModelEntry("model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con"),
-    "rlmrec-con-sgl": ModelEntry("model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con (SGL)", ON_SGL),
-    "rlmrec-gen": ModelEntry("model.baselines.rlmrec:Generative", TEXTS, "RLMRec-Gen"),
-    "rlmrec-gen-sgl": ModelEntry("model.baselines.rlmrec:Generative", TEXTS, "RLMRec-Gen (SGL)", ON_SGL),
+    "rlmrec-con-sgl": ModelEntry(
+        "model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con (SGL)", ON_SGL | {"alignment_temperature": 0.5}
+    ),
+    "rlmrec-gen": ModelEntry("model.baselines.rlmrec:Generative", TEXTS, "RLMRec-Gen", {"layers": 2}),
+    "rlmrec-gen-sgl": ModelEntry(
+        "model.baselines.rlmrec:Generative",
+        TEXTS,
+        "RLMRec-Gen (SGL)",
+        ON_SGL | {"alignment_temperature": 0.2, "masking": 0.2},
+    ),
     "sgl": ModelEntry("model.baselines.sgl:SGL", INTERACTIONS, "SGL"),
 }
 

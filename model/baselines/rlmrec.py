@@ -7,7 +7,8 @@ their final embeddings. Text takes no part in the scores.
 
 As in the authors' code, both alignments are InfoNCE of cosines, and the network between the spaces is one for users and
 items: two layers with a LeakyReLU, the inner as wide as the mean of both spaces. Masked nodes are drawn anew in every
-step and stay masked for the whole of the backbone's loss. The defaults are the general ones of that code for LightGCN.
+step and stay masked for the whole of the backbone's loss. The defaults, with what the registry
+sets for single variants, are that code's settings for Amazon-book.
 
 Deviations from the code: each contrastive term (users, positive items, negative items) is a mean over the batch's
 distinct nodes with these as the candidates, where the code takes triplets with their repeats and, for users alone,
@@ -38,8 +39,8 @@ class GenerativeConfig(BackboneConfig):
     """Settings of RLMRec-Gen."""
 
     alignment_weight: float = Field(0.1, gt=0, description="Weight of the rebuilding of text vectors.")
-    alignment_temperature: float = Field(0.2, gt=0, description="Temperature of the rebuilding.")
-    masking: float = Field(0.1, gt=0, lt=1, description="Share of users and items that a step masks, one at least.")
+    alignment_temperature: float = Field(0.5, gt=0, description="Temperature of the rebuilding.")
+    masking: float = Field(0.15, gt=0, lt=1, description="Share of users and items that a step masks, one at least.")
 
 
 class Contrastive(OnBackbone):
