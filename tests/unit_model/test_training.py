@@ -70,7 +70,10 @@ def random_data(users: int, items: int) -> RecData:
     supports = some(users, users, 5), some(items, items, 5), some(users, items, 5)
     semantic = SemanticGraphs(some(users + items, users + items, 10), *supports)
     splits = [some(users, items, per_row) for per_row in (6, 1, 1)]
-    return RecData("random", *splits, semantic=semantic)
+    text, user_text, visual = (
+        rng.standard_normal((rows, width), dtype=np.float32) for rows, width in ((items, 24), (users, 24), (items, 40))
+    )
+    return RecData("random", *splits, text=text, user_text=user_text, visual=visual, semantic=semantic)
 
 
 def run(name: str, data: RecData, **arguments: Any) -> TrainingResult:
@@ -149,7 +152,7 @@ def test_the_number_of_threads_changes_no_byte(name: str) -> None:
     model_class = load(name)
     outcomes = []
     for threads in (1, 2):
-        model = model_class(model_class.Config(), data, torch.Generator().manual_seed(0))
+        model = model_class(model_class.Config(**MODELS[name].preset), data, torch.Generator().manual_seed(0))
         outcomes.append(outcome(train(model, data, config.model_copy(update={"threads": threads}))))
     assert outcomes[0] == outcomes[1]
 
