@@ -16,10 +16,10 @@ Deviations from KAR's code: an expert's last layer has no ReLU, since a summand 
 scores one way; weights start by Xavier's rule, biases at 0. The defaults are the sizes of that code.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -56,7 +56,7 @@ class KAR(OnBackbone):
 
     def _inputs(self) -> Tensor:
         """Z + F, shape (M + N, d)."""
-        return self.backbone.embeddings + self.adaptor(self.text.split([self.user_count, self.item_count]))
+        return self.backbone.embeddings + self.adaptor(*self.text.split([self.user_count, self.item_count]))
 
 
 class HybridExperts(nn.Module):
@@ -70,30 +70,41 @@ class HybridExperts(nn.Module):
 
     def __init__(self, config: KARConfig, width: int, generator: torch.Generator) -> None:
         super().__init__()
+        self.count = config.shared_experts + config.own_experts  # E, in one mixture
+        self.shared = Experts(config.shared_experts, width, config, generator)
+        self.users = Experts(config.own_experts, width, config, generator)
+        self.items = Experts(config.own_experts, width, config, generator)
+        self.user_gate = linear(width, self.count, generator)
+        self.item_gate = linear(width, self.count, generator)
 
-        def experts(count: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                nn.Sequential(
-                    linear(width, config.hidden_size, generator),
-                    nn.ReLU(),
-                    linear(config.hidden_size, config.embedding_size, generator),
-                )
-                for _ in range(count)
-            )
+    def forward(self, user_text: Tensor, item_text: Tensor) -> Tensor:
+        """Text vectors (M, d_t) and (N, d_t) -> (M + N, d), users first."""
+        users = self._mix(user_text, self.users, self.user_gate)
+        return torch.cat([users, self._mix(item_text, self.items, self.item_gate)])
 
-        self.shared = experts(config.shared_experts)
-        self.users, self.items = experts(config.own_experts), experts(config.own_experts)
-        count = config.shared_experts + config.own_experts
-        self.gates = nn.ModuleList([linear(width, count, generator) for _ in range(2)])
+    def _mix(self, text: Tensor, own: "Experts", gate: nn.Linear) -> Tensor:
+        """Sum over experts of share * output, (n, d); as products of all experts at once.
 
-    def forward(self, texts: Sequence[Tensor]) -> Tensor:
-        """Text vectors of users (M, d_t) and of items (N, d_t) -> (M + N, d), users first."""
-        mixed = []
-        for text, own, weights in zip(texts, (self.users, self.items), self.weights(texts), strict=True):
-            outputs = torch.stack([expert(text) for expert in (*self.shared, *own)], dim=1)  # (n, E, d)
-            mixed.append((weights[:, None] @ outputs)[:, 0])
-        return torch.cat(mixed)
+        By itself the gate's gradient would be a product of few rows and columns, which BLAS sums in an order that
+        depends on the number of threads.
+        """
+        inner = torch.cat([self.shared.inner, own.inner, gate.weight])  # (E h + E, d_t)
+        bias = torch.cat([self.shared.inner_bias, own.inner_bias, gate.bias])
+        hidden, gated = F.linear(text, inner, bias).split([len(inner) - self.count, self.count], dim=1)
+        shares = gated.softmax(1)  # (n, E), the shared experts first
+        weighted = hidden.relu().unflatten(1, (self.count, -1)) * shares[:, :, None]  # (n, E, h)
+        outer = torch.cat([self.shared.outer, own.outer, self.shared.outer_bias, own.outer_bias])  # (E h + E, d)
+        return torch.cat([weighted.flatten(1), shares], dim=1) @ outer
 
-    def weights(self, texts: Sequence[Tensor]) -> list[Tensor]:
-        """Shares of the experts in the mixtures, (M, E) and (N, E): the shared ones first; every row sums to 1."""
-        return [gate(text).softmax(1) for gate, text in zip(self.gates, texts, strict=True)]
+
+class Experts(nn.Module):
+    """Weights of K networks of two layers, one expert below the other: (K h, d_t), (K h,), (K h, d) and (K, d)."""
+
+    def __init__(self, count: int, width: int, config: KARConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        inner = [linear(width, config.hidden_size, generator).weight for _ in range(count)]
+        outer = [linear(config.hidden_size, config.embedding_size, generator).weight.T for _ in range(count)]
+        self.inner = nn.Parameter(torch.cat(inner).detach())
+        self.inner_bias = nn.Parameter(torch.zeros(count * config.hidden_size))
+        self.outer = nn.Parameter(torch.cat(outer).detach())
+        self.outer_bias = nn.Parameter(torch.zeros(count, config.embedding_size))
