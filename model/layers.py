@@ -66,12 +66,35 @@ def prune_edges(interactions: csr_array, pruning: float, generator: torch.Genera
     csr_array
         The kept part of R, not normalised.
     """
-    users = np.repeat(np.arange(interactions.shape[0]), np.diff(interactions.indptr))
     user_degree = np.diff(interactions.indptr)
     item_degree = np.bincount(interactions.indices, minlength=interactions.shape[1])
-    weight = 1.0 / np.sqrt(user_degree[users] * item_degree[interactions.indices])
+    weight = 1.0 / np.sqrt(np.repeat(user_degree, user_degree) * item_degree[interactions.indices])
     keys = torch.empty(interactions.nnz, dtype=torch.float64).exponential_(generator=generator).numpy() / weight
-    count = int(interactions.nnz * (1 - pruning))
+    return _smallest(interactions, keys, int(interactions.nnz * (1 - pruning)))
+
+
+def drop_edges(interactions: csr_array, dropping: float, generator: torch.Generator) -> csr_array:
+    """Uniform edge dropout: keeps `int(|E| (1 - dropping))` edges, each set of them with the same probability.
+
+    Parameters
+    ----------
+    interactions
+        R, shape (M, N), binary.
+    dropping
+        Share of edges to leave out, in [0, 1).
+
+    Returns
+    -------
+    csr_array
+        The kept part of R, not normalised.
+    """
+    keys = torch.rand(interactions.nnz, dtype=torch.float64, generator=generator).numpy()
+    return _smallest(interactions, keys, int(interactions.nnz * (1 - dropping)))
+
+
+def _smallest(interactions: csr_array, keys: np.ndarray, count: int) -> csr_array:
+    """The `count` edges with the smallest of `keys` (|E|,)."""
+    users = np.repeat(np.arange(interactions.shape[0]), np.diff(interactions.indptr))
     kept = np.zeros(interactions.nnz, dtype=bool)
     kept[np.argpartition(keys, count - 1)[:count] if count else []] = True
     indptr = np.concatenate([[0], np.cumsum(np.bincount(users[kept], minlength=interactions.shape[0]))])

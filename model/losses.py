@@ -101,9 +101,9 @@ class _InfoNCE(torch.autograd.Function):
             weights = torch.mm(scaled[start : start + BLOCK], views.T, out=logits[: len(block)])  # (b, m)
             if temperature < SHARP:  # taking the same from a row's logits leaves its loss as it is
                 weights -= weights.amax(1, keepdim=True)
-            total -= weights.gather(1, matches[start : start + BLOCK, None]).sum()
+            own = weights.gather(1, matches[start : start + BLOCK, None])  # (b, 1)
             normaliser = _exponentiate(weights)
-            total += normaliser.log().sum()
+            total += (normaliser.log() - own).sum()
             product = torch.mm(weights, views, out=products[: len(block)])
             anchor_gradient[start : start + BLOCK] += product.div_(normaliser)
             view_gradient.addmm_(weights.T, block / normaliser)

@@ -34,6 +34,8 @@ class ModelEntry:
 
 INTERACTIONS = frozenset({"interactions"})
 MULTIMODAL = INTERACTIONS | {"modalities"}
+TEXTS = INTERACTIONS | {"text", "user_text"}
+ON_SGL: dict[str, Any] = {"backbone": "sgl"}
 
 MODELS: dict[str, ModelEntry] = {
     "scale": ModelEntry("model.scale:Scale", INTERACTIONS | {"semantic_graph"}, "SCALE"),
@@ -41,11 +43,26 @@ MODELS: dict[str, ModelEntry] = {
     "bpr": ModelEntry("model.baselines.bpr:BPR", INTERACTIONS, "BPR-MF"),
     "diffmm": ModelEntry("model.baselines.diffmm:DiffMM", MULTIMODAL, "DiffMM"),
     "freedom": ModelEntry("model.baselines.freedom:Freedom", MULTIMODAL, "FREEDOM"),
+    "kar": ModelEntry("model.baselines.kar:KAR", TEXTS, "KAR"),
+    "kar-sgl": ModelEntry("model.baselines.kar:KAR", TEXTS, "KAR (SGL)", ON_SGL),
     "lattice": ModelEntry("model.baselines.lattice:Lattice", MULTIMODAL, "LATTICE"),
+    "layergcn": ModelEntry("model.baselines.layergcn:LayerGCN", INTERACTIONS, "LayerGCN"),
     "lgmrec": ModelEntry("model.baselines.lgmrec:LGMRec", MULTIMODAL, "LGMRec"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
     "mentor": ModelEntry("model.baselines.mentor:MENTOR", MULTIMODAL, "MENTOR"),
     "mgcn": ModelEntry("model.baselines.mgcn:MGCN", MULTIMODAL, "MGCN"),
+    "rlmrec-con": ModelEntry("model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con"),
+    "rlmrec-con-sgl": ModelEntry(
+        "model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con (SGL)", ON_SGL | {"alignment_temperature": 0.5}
+    ),
+    "rlmrec-gen": ModelEntry("model.baselines.rlmrec:Generative", TEXTS, "RLMRec-Gen", {"layers": 2}),
+    "rlmrec-gen-sgl": ModelEntry(
+        "model.baselines.rlmrec:Generative",
+        TEXTS,
+        "RLMRec-Gen (SGL)",
+        ON_SGL | {"alignment_temperature": 0.2, "masking": 0.2},
+    ),
+    "sgl": ModelEntry("model.baselines.sgl:SGL", INTERACTIONS, "SGL"),
     "slmrec": ModelEntry("model.baselines.slmrec:SLMRec", MULTIMODAL, "SLMRec"),
     "vbpr": ModelEntry("model.baselines.vbpr:VBPR", MULTIMODAL, "VBPR"),
 }

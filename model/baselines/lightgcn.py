@@ -27,7 +27,7 @@ class LightGCNConfig(ModelConfig):
 class LightGCN(Recommender):
     """H = mean of A^l Z over l = 0..layers; score = dot product."""
 
-    Config: ClassVar[type[ModelConfig]] = LightGCNConfig
+    Config: ClassVar[type[LightGCNConfig]] = LightGCNConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions"})
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "layers": (1, 2, 3, 4),
@@ -44,18 +44,27 @@ class LightGCN(Recommender):
             nn.init.xavier_uniform_(part, generator=generator)
 
     def embed(self) -> tuple[Tensor, Tensor]:
-        users, items = self.graph.layer_mean(self.embeddings, self.config.layers).split(
-            [self.user_count, self.item_count]
-        )
+        users, items = self.propagate(self.embeddings).split([self.user_count, self.item_count])
         return users, items
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self.terms(self.embeddings, batch)[0]
+
+    def propagate(self, inputs: Tensor, rows: Rows | None = None) -> Tensor:
+        """H from layer 0, (M + N, d) -> (M + N, d), or rows of it; a model built on this one has its own layer 0."""
+        return self.graph.layer_mean(inputs, self.config.layers, rows)
+
+    def terms(self, inputs: Tensor, batch: Batch, *others: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """The loss from layer 0 `inputs` (M + N, d), and the rows of H for each of `others`, node numbers on the CPU.
+
+        The L2 term is that of the ID embeddings Z, whatever layer 0 is made of.
+        """
         triplets = [batch.users, batch.positives + self.user_count, batch.negatives + self.user_count]
-        rows = Rows.of(torch.cat(triplets), len(self.embeddings), self.device)
-        propagated = self.graph.layer_mean(self.embeddings, self.config.layers, rows)  # (U, d)
-        users, positives, negatives = rows.take(propagated, *triplets)  # each (B, d)
+        rows = Rows.of(torch.cat([*triplets, *others]), len(inputs), self.device)
+        taken = rows.take(self.propagate(inputs, rows), *triplets, *others)
+        users, positives, negatives = taken[:3]  # each (B, d)
         terms = {"bpr": bpr((users * positives).sum(1), (users * negatives).sum(1))}
         if self.config.l2:
             own = self.embeddings.index_select(0, rows.ids)
             terms["l2"] = self.config.l2 * embedding_l2(*rows.take(own, *triplets))
-        return terms
+        return terms, taken[3:]

@@ -10,6 +10,7 @@ from model.layers import (
     SparseGraph,
     bipartite_adjacency,
     degree_normalised,
+    drop_edges,
     dropout,
     linear,
     prune_edges,
@@ -190,3 +191,12 @@ def test_a_linear_layer_draws_from_its_generator_alone() -> None:
     assert torch.equal(layer.weight, same.weight)
     assert layer.weight.abs().max().item() == pytest.approx((6 / 50) ** 0.5, rel=0.05)
     assert not layer.bias.any()
+
+
+def test_edge_dropout_is_uniform_and_keeps_the_stated_share() -> None:
+    edges = csr_array(np.array([[1, 1, 1, 1, 0], [0, 0, 0, 0, 1]], dtype=np.float32))
+    generator = torch.Generator().manual_seed(0)
+    draws = np.stack([drop_edges(edges, 0.4, generator).toarray() for _ in range(1000)])
+    assert (draws.sum((1, 2)) == 3).all()
+    np.testing.assert_allclose(draws.mean(0)[edges.toarray() > 0], 0.6, atol=0.06)
+    assert not draws[:, edges.toarray() == 0].any()

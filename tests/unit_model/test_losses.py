@@ -39,6 +39,22 @@ def test_infonce_and_its_gradients_equal_cross_entropy(count: int, temperature: 
         torch.testing.assert_close(view.grad, other.grad)
 
 
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+def test_infonce_takes_its_own_target_from_among_further_candidates(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matches = torch.tensor([4, 0, 4, 8] * 100)  # two anchors of one target; candidates that belong to none
+    rows = [torch.randn(count, 8, dtype=torch.float64, generator=generator).requires_grad_() for count in (400, 9)]
+    same = [part.detach().clone().requires_grad_() for part in rows]
+    loss = infonce(*rows, temperature, matches)
+    cosines = F.normalize(same[0], dim=1) @ F.normalize(same[1], dim=1).T
+    expected = -(cosines / temperature).log_softmax(1)[torch.arange(400), matches].mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for part, other in zip(rows, same, strict=True):
+        torch.testing.assert_close(part.grad, other.grad)
+
+
 def test_zero_rows_have_cosine_zero_and_finite_gradients() -> None:
     anchors, views = torch.eye(3, requires_grad=True), torch.zeros(3, 3, requires_grad=True)
     loss = infonce(anchors, views, temperature=0.6)

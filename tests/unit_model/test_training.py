@@ -152,7 +152,7 @@ def test_the_number_of_threads_changes_no_byte(name: str) -> None:
     model_class = load(name)
     outcomes = []
     for threads in (1, 2):
-        model = model_class(model_class.Config(), data, torch.Generator().manual_seed(0))
+        model = model_class(model_class.Config(**MODELS[name].preset), data, torch.Generator().manual_seed(0))
         outcomes.append(outcome(train(model, data, config.model_copy(update={"threads": threads}))))
     assert outcomes[0] == outcomes[1]
 
