@@ -19,7 +19,6 @@ from torch import Tensor
 
 from model.base import Batch, RecData
 from model.baselines.lightgcn import LightGCN, LightGCNConfig
-from model.config import ModelConfig
 from model.layers import Rows, SparseGraph, bipartite_adjacency, drop_edges, to_device
 from model.losses import infonce
 
@@ -36,7 +35,7 @@ class SGLConfig(LightGCNConfig):
 class SGL(LightGCN):
     """LightGCN's scores and loss, and InfoNCE between a batch's nodes in one view and all nodes in the other."""
 
-    Config: ClassVar[type[ModelConfig]] = SGLConfig
+    Config: ClassVar[type[SGLConfig]] = SGLConfig
     config: SGLConfig
 
     def __init__(self, config: SGLConfig, data: RecData, generator: torch.Generator) -> None:

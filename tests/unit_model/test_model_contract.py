@@ -99,6 +99,19 @@ def test_every_parameter_gets_a_gradient(name: str, checkerboard: RecData) -> No
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", [name for name in sorted(MODELS) if "modalities" in MODELS[name].needs])
+@pytest.mark.parametrize("missing", ["text", "visual"])
+def test_one_modality_is_enough(name: str, missing: str, checkerboard: RecData) -> None:
+    data = replace(checkerboard, **{missing: None})
+    trace = Trace(build(name, data))
+    for batch in batches(data, 3):
+        trace.step(batch)
+    assert np.isfinite(trace.losses).all()
+    scores = all_scores(trace.model)
+    assert np.isfinite(scores).all()
+    assert not np.allclose(scores, all_scores(build(name, data)))  # training has changed them
+
+
 @every_model
 def test_withheld_items_come_first(name: str, checkerboard: RecData) -> None:
     config = TrainingConfig(
