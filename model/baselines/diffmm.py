@@ -176,8 +176,8 @@ class DiffMM(Recommender):
             items = torch.cat(best).sort(dim=1).values.cpu().numpy()  # (M, k)
             ends = np.arange(0, items.size + 1, self._kept)
             chosen = csr_array((np.ones(items.size, np.float32), items.reshape(-1), ends), shape=self._train.shape)
-            self._generated[modality] = SparseGraph(with_self_loops(chosen), symmetric=True).to(self.device)
-        return self._generated[modality]
+            self._generated[modality] = SparseGraph(with_self_loops(chosen), symmetric=True)
+        return self._generated[modality].to(self.device)
 
     @property
     def _kept(self) -> int:
