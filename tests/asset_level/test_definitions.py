@@ -50,13 +50,15 @@ EXPECTED = {
     ],
     "interactions/trained_model": ["interactions", "items", "users"],
     "interactions/user_metrics": ["interactions", "items", "users"],
+    "modalities/trained_model": ["interactions", "item_text_embeddings", "item_visual_embeddings", "items", "users"],
+    "modalities/user_metrics": ["interactions", "item_text_embeddings", "item_visual_embeddings", "items", "users"],
     "semantic_graph/trained_model": sorted(["interactions", "items", "users", *SEMANTIC]),
     "semantic_graph/user_metrics": sorted(["interactions", "items", "users", *SEMANTIC]),
     **{
         f"{group}/recommendations": sorted(
             ["interactions", "item_metadata", "item_text_embeddings", "users", f"{group}/trained_model"]
         )
-        for group in ("interactions", "semantic_graph")
+        for group in ("interactions", "modalities", "semantic_graph")
     },
 }
 
@@ -91,7 +93,8 @@ def test_every_model_is_a_partition_of_its_group():
 
 def test_jobs_cover_every_stage_and_each_has_one_set_of_partitions():
     jobs = {job.name: job for job in map(defs.resolve_job_def, (job.name for job in defs.jobs))}
-    assert sorted(jobs) == ["data", "refresh", "train_on_interactions", "train_on_semantic_graph"]
+    training = ["train_on_interactions", "train_on_modalities", "train_on_semantic_graph"]
+    assert sorted(jobs) == ["data", "refresh", *training]
     assert jobs.pop("refresh").partitions_def == DATASETS
     covered = [key for job in jobs.values() for key in job.asset_layer.executable_asset_keys]
     assert sorted(covered) == sorted(GRAPH.materializable_asset_keys)
