@@ -266,7 +266,7 @@ class Denoiser(nn.Module):
 
     def forward(self, rows: Tensor, steps: Tensor) -> Tensor:
         """Clean rows (B, N) from noisy ones (B, N) and their steps (B,)."""
-        return self.recover(rows @ self.encode, self.told()[steps])
+        return self.recover(rows @ self.encode, self.told().index_select(0, steps))
 
     def told(self) -> Tensor:
         """What the hidden layer hears of every step (T, h)."""
