@@ -83,9 +83,15 @@ def model_config(name: str, settings: Dataset) -> ModelConfig:
 
 
 def training_config(name: str, settings: Dataset) -> TrainingConfig:
-    """Settings of one model's training: the dataset's `training`, then what `models.<name>.training` says."""
+    """Settings of one model's training, each from the first place that gives it.
+
+    The places: the dataset's `models.<name>.training`, its `training`, the model's registry line, the default.
+    """
+    from model.registry import entry
+
+    given = settings.training.model_dump(include=settings.training.model_fields_set)
     own = settings.models.get(name, {}).get("training", {})
-    return validate(TrainingConfig, {**settings.training.model_dump(), **own}, f"models.{name}.training")
+    return validate(TrainingConfig, {**entry(name).training, **given, **own}, f"models.{name}.training")
 
 
 def search_space(name: str, settings: Dataset) -> Space:

@@ -143,15 +143,6 @@ class Rows:
         return values.new_zeros((len(self.places), values.shape[1])).index_copy_(0, self.ids, values)
 
 
-def take_rows(table: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-    """For each of `parts`, row numbers (B,) with repeats and on the CPU, those rows (B, d) of `table` (n, d)."""
-    rows = to_device(torch.cat(parts), table.device).split([len(part) for part in parts])
-    if kernels.are_fast():
-        taken: tuple[Tensor, ...] = _Take.apply(table, *rows)
-        return taken
-    return tuple(table[part] for part in rows)
-
-
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer whose weight starts by Xavier's rule, drawn from `generator`, and whose bias starts at 0."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
@@ -169,6 +160,15 @@ def dropout(values: Tensor, rate: float, generator: torch.Generator) -> Tensor:
 def to_device(numbers: Tensor, device: torch.device) -> Tensor:
     """A copy on the device that does not wait for what the device is still computing."""
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
+
+
+def take_rows(table: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """For each of `parts`, row numbers (B,) with repeats and on the CPU, those rows (B, d) of `table` (n, d)."""
+    rows = to_device(torch.cat(parts), table.device).split([len(part) for part in parts])
+    if kernels.are_fast():
+        taken: tuple[Tensor, ...] = _Take.apply(table, *rows)
+        return taken
+    return tuple(table[part] for part in rows)
 
 
 class SparseGraph(nn.Module):

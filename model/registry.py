@@ -24,17 +24,21 @@ class ModelEntry:
         How reports call it.
     preset
         Settings that make this variant of a class; a dataset's own settings go on from there.
+    training
+        Settings of training that its authors use and that are not the default; a dataset's own come first.
     """
 
     path: str
     needs: frozenset[str]
     title: str
     preset: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 INTERACTIONS = frozenset({"interactions"})
 MULTIMODAL = INTERACTIONS | {"modalities"}
 TEXTS = INTERACTIONS | {"text", "user_text"}
+DECAY = {"learning_rate_decay": 0.96 ** (1 / 50)}  # by 0.96 in 50 epochs
 ON_SGL: dict[str, Any] = {"backbone": "sgl"}
 
 MODELS: dict[str, ModelEntry] = {
@@ -45,12 +49,12 @@ MODELS: dict[str, ModelEntry] = {
     "freedom": ModelEntry("model.baselines.freedom:Freedom", MULTIMODAL, "FREEDOM"),
     "kar": ModelEntry("model.baselines.kar:KAR", TEXTS, "KAR"),
     "kar-sgl": ModelEntry("model.baselines.kar:KAR", TEXTS, "KAR (SGL)", ON_SGL),
-    "lattice": ModelEntry("model.baselines.lattice:Lattice", MULTIMODAL, "LATTICE"),
+    "lattice": ModelEntry("model.baselines.lattice:Lattice", MULTIMODAL, "LATTICE", training=DECAY),
     "layergcn": ModelEntry("model.baselines.layergcn:LayerGCN", INTERACTIONS, "LayerGCN"),
     "lgmrec": ModelEntry("model.baselines.lgmrec:LGMRec", MULTIMODAL, "LGMRec"),
     "lightgcn": ModelEntry("model.baselines.lightgcn:LightGCN", INTERACTIONS, "LightGCN"),
-    "mentor": ModelEntry("model.baselines.mentor:MENTOR", MULTIMODAL, "MENTOR"),
-    "mgcn": ModelEntry("model.baselines.mgcn:MGCN", MULTIMODAL, "MGCN"),
+    "mentor": ModelEntry("model.baselines.mentor:MENTOR", MULTIMODAL, "MENTOR", training={"learning_rate": 1e-4}),
+    "mgcn": ModelEntry("model.baselines.mgcn:MGCN", MULTIMODAL, "MGCN", training=DECAY),
     "rlmrec-con": ModelEntry("model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con"),
     "rlmrec-con-sgl": ModelEntry(
         "model.baselines.rlmrec:Contrastive", TEXTS, "RLMRec-Con (SGL)", ON_SGL | {"alignment_temperature": 0.5}

@@ -14,7 +14,8 @@ and of all items' representations, not their squares, over the number of items. 
 authors give for Baby.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -41,6 +42,11 @@ class BM3(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = BM3Config
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "modalities"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "layers": (1, 2),
+        "dropout": (0.3, 0.5),
+        "l2": (0.1, 0.01),
+    }
     config: BM3Config
 
     def __init__(self, config: BM3Config, data: RecData, generator: torch.Generator) -> None:

@@ -15,9 +15,10 @@ published batch size is 1,024, for 50 epochs.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -64,6 +65,12 @@ class DiffMM(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = DiffMMConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "modalities"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "layers": (1, 2),
+        "contrast_weight": (1e-3, 1e-2, 1e-1),
+        "feature_weight": (0.01, 0.1, 0.5),
+        "generated_items": (1, 5),
+    }
     config: DiffMMConfig
 
     def __init__(self, config: DiffMMConfig, data: RecData, generator: torch.Generator) -> None:
@@ -176,8 +183,8 @@ class DiffMM(Recommender):
             items = torch.cat(best).sort(dim=1).values.cpu().numpy()  # (M, k)
             ends = np.arange(0, items.size + 1, self._kept)
             chosen = csr_array((np.ones(items.size, np.float32), items.reshape(-1), ends), shape=self._train.shape)
-            self._generated[modality] = SparseGraph(with_self_loops(chosen), symmetric=True).to(self.device)
-        return self._generated[modality]
+            self._generated[modality] = SparseGraph(with_self_loops(chosen), symmetric=True)
+        return self._generated[modality].to(self.device)
 
     @property
     def _kept(self) -> int:
@@ -266,7 +273,7 @@ class Denoiser(nn.Module):
 
     def forward(self, rows: Tensor, steps: Tensor) -> Tensor:
         """Clean rows (B, N) from noisy ones (B, N) and their steps (B,)."""
-        return self.recover(rows @ self.encode, self.told()[steps])
+        return self.recover(rows @ self.encode, self.told().index_select(0, steps))
 
     def told(self) -> Tensor:
         """What the hidden layer hears of every step (T, h)."""

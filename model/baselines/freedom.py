@@ -11,7 +11,8 @@ by the projections' own BPR terms, in paper and code alike. Of the published sea
 and lambda = 1e-3.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -40,6 +41,10 @@ class Freedom(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = FreedomConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "modalities"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "pruning": (0.8, 0.9),
+        "modality_weight": (0.0, 1e-5, 1e-4, 1e-3),
+    }
     config: FreedomConfig
 
     def __init__(self, config: FreedomConfig, data: RecData, generator: torch.Generator) -> None:

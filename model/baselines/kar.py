@@ -16,7 +16,8 @@ Deviations from KAR's code: an expert's last layer has no ReLU, since a summand 
 scores one way; weights start by Xavier's rule, biases at 0. The defaults are the sizes of that code.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,11 @@ class KAR(OnBackbone):
     """Backbone with layer 0 = ID embeddings + adapted text vectors."""
 
     Config: ClassVar[type[ModelConfig]] = KARConfig
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "l2": (1e-5, 1e-4, 1e-3),
+        "own_experts": (2, 5),
+        "training.learning_rate": (5e-4, 1e-3, 5e-3),
+    }
     config: KARConfig
 
     def __init__(self, config: KARConfig, data: RecData, generator: torch.Generator) -> None:

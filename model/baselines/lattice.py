@@ -15,7 +15,8 @@ alone; LightGCN's graph is that of its own paper, without the code's self-loops 
 stay as they are, where the code trains them along.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,10 @@ class Lattice(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = LatticeConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "modalities"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "l2": (0.0, 1e-5, 1e-4, 1e-3),
+        "training.learning_rate": (1e-4, 5e-4, 1e-3, 5e-3),
+    }
     config: LatticeConfig
 
     def __init__(self, config: LatticeConfig, data: RecData, generator: torch.Generator) -> None:

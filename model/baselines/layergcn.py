@@ -8,7 +8,8 @@ are the code's depth and, of the values that it searches, the L2 weight that was
 datasets and the pruning that was best on two of them.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -33,6 +34,10 @@ class LayerGCN(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = LayerGCNConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "pruning": (0.0, 0.1, 0.2),
+        "l2": (1e-5, 1e-4, 1e-3, 1e-2),
+    }
     config: LayerGCNConfig
 
     def __init__(self, config: LayerGCNConfig, data: RecData, generator: torch.Generator) -> None:

@@ -13,8 +13,9 @@ contrasted with, where the code would fall back on the collaborative embeddings 
 the code.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +48,12 @@ class LGMRec(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = LGMRecConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "modalities"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "hyperedges": (4, 8),
+        "keep_rate": (0.3, 0.5),
+        "global_weight": (0.3, 0.6),
+        "l2": (1e-6, 1e-4),
+    }
     config: LGMRecConfig
 
     def __init__(self, config: LGMRecConfig, data: RecData, generator: torch.Generator) -> None:

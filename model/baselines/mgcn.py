@@ -18,7 +18,8 @@ it apart, and both gates and attention have no effect. The code's learning rate 
 `learning_rate_decay` of the training does. The weight of the contrast is one of three that the code searches.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -48,6 +49,10 @@ class MGCN(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = MGCNConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "modalities"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "contrast_weight": (0.001, 0.01, 0.1),
+        "training.learning_rate": (5e-4, 1e-3),
+    }
     config: MGCNConfig
 
     def __init__(self, config: MGCNConfig, data: RecData, generator: torch.Generator) -> None:

@@ -15,7 +15,8 @@ distinct nodes with these as the candidates, where the code takes triplets with 
 every user as a candidate; the network's biases start at 0. `model.baselines.backbone` names those of the backbones.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -47,6 +48,11 @@ class Contrastive(OnBackbone):
     """InfoNCE between final embeddings and text vectors mapped to d numbers."""
 
     Config: ClassVar[type[ModelConfig]] = ContrastiveConfig
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "alignment_weight": (1e-3, 1e-2, 1e-1),
+        "alignment_temperature": (0.2, 0.5),
+        "l2": (1e-5, 1e-4, 1e-3),
+    }
     config: ContrastiveConfig
 
     def __init__(self, config: ContrastiveConfig, data: RecData, generator: torch.Generator) -> None:
@@ -68,6 +74,11 @@ class Generative(OnBackbone):
     """InfoNCE between the text vectors of masked nodes and those rebuilt from their final embeddings."""
 
     Config: ClassVar[type[ModelConfig]] = GenerativeConfig
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "alignment_weight": (1e-3, 1e-2, 1e-1),
+        "alignment_temperature": (0.2, 0.5),
+        "l2": (1e-5, 1e-4, 1e-3),
+    }
     config: GenerativeConfig
 
     def __init__(self, config: GenerativeConfig, data: RecData, generator: torch.Generator) -> None:

@@ -11,7 +11,8 @@ the whole graph, takes negative items for anchors too, leaves out 20 % of the ed
 parameter.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -36,6 +37,11 @@ class SGL(LightGCN):
     """LightGCN's scores and loss, and InfoNCE between a batch's nodes in one view and all nodes in the other."""
 
     Config: ClassVar[type[SGLConfig]] = SGLConfig
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "dropping": (0.1, 0.2, 0.4),
+        "contrast_weight": (0.01, 0.1, 0.5),
+        "contrast_temperature": (0.1, 0.2, 0.5),
+    }
     config: SGLConfig
 
     def __init__(self, config: SGLConfig, data: RecData, generator: torch.Generator) -> None:

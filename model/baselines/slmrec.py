@@ -11,11 +11,12 @@ What differs from the code in MMRec, which is where the setting without sound co
 sound along is left out whole, where MMRec keeps its linear map; `FD` and `FM`, which MMRec carries along without
 being able to run them, are as in the authors' code, with text and images. Adam's weight decay is written as what it
 is there, an L2 term on all weights. Linear layers start with zero bias, and one of the two that meet in `FAC` has
-none: it would change nothing. Scores go through no sigmoid, which would change no ranking. The published step size
-is 0.01.
+none: it would change nothing. Scores go through no sigmoid, which would change no ranking. The defaults
+are the authors', whose step size is 0.01.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,11 @@ class SLMRec(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = SLMRecConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "modalities"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "contrast_weight": (0.01, 0.05, 0.1, 0.5, 1.0),
+        "contrast_temperature": (0.1, 0.2, 0.5, 1.0),
+        "training.learning_rate": (1e-4, 1e-3, 1e-2),
+    }
     config: SLMRecConfig
 
     def __init__(self, config: SLMRecConfig, data: RecData, generator: torch.Generator) -> None:

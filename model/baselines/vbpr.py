@@ -11,7 +11,8 @@ penalises squares, where the code has their norm over the batch size; weights st
 the code's projection has his normal one.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -35,6 +36,10 @@ class VBPR(Recommender):
 
     Config: ClassVar[type[ModelConfig]] = VBPRConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions", "modalities"})
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "l2": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+        "training.learning_rate": (5e-4, 1e-3, 5e-3),
+    }
     config: VBPRConfig
 
     def __init__(self, config: VBPRConfig, data: RecData, generator: torch.Generator) -> None:
