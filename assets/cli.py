@@ -192,6 +192,25 @@ def compare(
 
 
 @app.command()
+def significance(
+    dataset: DatasetOption,
+    model: Annotated[str, typer.Option("--model", "-m", help="The model that is held against the others.")] = "scale",
+    metric: Annotated[str, typer.Option(help="Test metric of each user.")] = "recall_at_20",
+) -> None:
+    """Say whether a model differs from the others trained on a dataset by more than noise over users.
+
+    Paired t-test and Wilcoxon's test on each user's metric, p-values after Holm's correction, on the newest training of
+    each model. One training each: what another seed would change is not in it.
+    """
+    from assets import terminal
+    from assets.results import significance as tests
+    from assets.settings import dataset as load_dataset
+
+    load_dataset(dataset)
+    terminal.console.print(terminal.significance_table(model, metric, tests(dataset, model, metric)))
+
+
+@app.command()
 def recommend(
     dataset: DatasetOption,
     user: Annotated[str, typer.Option("--user", "-u", help="Raw id of a user, as in the source data.")],

@@ -15,7 +15,7 @@ from assets.settings import dataset_names
 from assets.storage import stored_path
 from assets.training import group_of
 from assets.versions import latest
-from model.registry import MODELS
+from model.registry import MODELS, entry
 from pipeline import parquet, row_cache
 from pipeline.graphs import kept
 
@@ -109,6 +109,61 @@ def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
+def significance(dataset: str, model: str, metric: str) -> list[dict[str, Any]]:
+    """One model against every other that is trained on a dataset, paired by user, on the test split.
+
+    Returns
+    -------
+    list of dict
+        For each other model, the best first: `model`, `users`, both means (`mean`, `other`), the mean `difference`, the
+        ends of its 95 % interval (`low`, `high`), `effect_size`, and the p-values of the paired t-test and Wilcoxon's
+        (`t_test`, `wilcoxon`), each after Holm's correction for as many comparisons.
+
+    Raises
+    ------
+    NothingThereError
+        The model, or every other one, is not trained, or nobody computed the metric.
+    """
+    from model.metrics import Evaluation
+    from model.significance import compare, holm
+
+    entry(model)
+    found: dict[str, Evaluation] = {}
+    for name in MODELS:
+        path = stored_path(group_of(name).key("user_metrics"), f"{dataset}|{name}")
+        if path.exists():
+            table = parquet.read_table(path)
+            values = {column: table[column].to_numpy() for column in table.columns if column != "user"}
+            found[name] = Evaluation(table["user"].to_numpy(), values)
+    own = found.pop(model, None)
+    if own is None or not found:
+        missing, name = (f"{model} is not", model) if own is None else (f"no model but {model} is", "NAME")
+        hint = f"scale run --dataset {dataset} --model {name}"
+        raise NothingThereError(f"{missing} trained on {dataset}; train it with: {hint}")
+    if metric not in own.per_user:
+        raise NothingThereError(f"no metric {metric!r} in {model}'s test metrics; there are {', '.join(own.per_user)}")
+    tests = {name: compare(other, own)[metric] for name, other in found.items() if metric in other.per_user}
+    t_test, wilcoxon = (
+        holm({name: getattr(test, kind) for name, test in tests.items()}) for kind in ("t_test", "wilcoxon")
+    )
+    rows = [
+        {
+            "model": name,
+            "users": test.users,
+            "mean": own.means[metric],
+            "other": found[name].means[metric],
+            "difference": test.difference,
+            "low": test.interval[0],
+            "high": test.interval[1],
+            "effect_size": test.effect_size,
+            "t_test": t_test[name],
+            "wilcoxon": wilcoxon[name],
+        }
+        for name, test in tests.items()
+    ]
+    return sorted(rows, key=lambda row: row["other"], reverse=True)
+
+
 def recommendations(dataset: str, model: str, user: str) -> tuple[list[str], pl.DataFrame]:
     """A user's training items by title, and the stored recommendations, best first.
 
@@ -145,8 +200,6 @@ def size(dataset: str) -> str:
 
 
 def _stored(dataset: str, model: str) -> pl.DataFrame:
-    from model.registry import entry
-
     entry(model)
     path = stored_path(group_of(model).key("recommendations"), f"{dataset}|{model}")
     if not path.exists():

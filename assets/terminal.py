@@ -19,6 +19,7 @@ from assets.refresh import Plan, Report
 from assets.results import Cache
 from assets.staleness import NEVER
 from assets.sweep import Found
+from model.registry import MODELS
 
 console = Console(highlight=False)
 METRICS = ("recall_at_10", "recall_at_20", "ndcg_at_10", "ndcg_at_20")
@@ -26,6 +27,7 @@ HEADINGS = {"recall_at_10": "R@10", "recall_at_20": "R@20", "ndcg_at_10": "N@10"
 SHOW_AFTER = 0.5  # seconds: a shorter job needs no bar
 SHOWN_STAGES = 12
 SHOWN_TRIALS = 10
+TESTS, SIGNIFICANT = ("t_test", "wilcoxon"), 0.05
 ROW_COUNTS = ("rows_computed", "rows_reused")
 STATE_COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red"}
 
@@ -212,6 +214,25 @@ def results_table(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Map
         for system, values in published.items():
             cells = [_metric(values.get(name), None) for name in METRICS]
             table.add_row(f"{escape(system)} (published)", "", "", *cells, style="dim")
+    return table
+
+
+def significance_table(model: str, metric: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One model against others, paired by user."""
+    own = f"{MODELS[model].title}, test {HEADINGS.get(metric, metric)} {rows[0]['mean']:.4f}"
+    title = f"{own}, against each other model, {rows[0]['users']:,} users"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("against", "its mean", "difference", "95 % interval", "effect size", "p (t-test)", "p (Wilcoxon)"):
+        table.add_column(name, justify="left" if name == "against" else "right")
+    for row in rows:
+        table.add_row(
+            MODELS[row["model"]].title,
+            f"{row['other']:.4f}",
+            f"{row['difference']:+.4f}",
+            f"{row['low']:+.4f} to {row['high']:+.4f}",
+            f"{row['effect_size']:+.2f}",
+            *(f"[bold]{row[test]:.2g}[/]" if row[test] < SIGNIFICANT else f"{row[test]:.2g}" for test in TESTS),
+        )
     return table
 
 
