@@ -46,13 +46,7 @@ class ParquetIOManager(dg.UPathIOManager):
         if not source.exists():
             name = source.relative_to(home.store()).with_suffix("")
             raise FileNotFoundError(f"{name} has not been materialised yet ({source} is missing)")
-        if kind is pl.LazyFrame:
-            return pl.scan_parquet(source)
-        if kind is np.ndarray:
-            return parquet.read_array(source)
-        if kind is csr_array:
-            return parquet.read_graph(source)
-        return parquet.read_table(source)
+        return read(source, kind)
 
     def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, dg.MetadataValue]:
         """What a later look needs to tell: is the file still this one, which code was edited, which inputs changed."""
@@ -69,6 +63,17 @@ class ParquetIOManager(dg.UPathIOManager):
             INPUTS: dg.MetadataValue.json(inputs),
             CODE: dg.MetadataValue.json(code_parts(context.asset_spec.code_version)),
         }
+
+
+def read(path: Path, kind: type) -> Any:
+    """A stored result as `pl.DataFrame`, `pl.LazyFrame`, `np.ndarray` or `csr_array`."""
+    if kind is pl.LazyFrame:
+        return pl.scan_parquet(path)
+    if kind is np.ndarray:
+        return parquet.read_array(path)
+    if kind is csr_array:
+        return parquet.read_graph(path)
+    return parquet.read_table(path)
 
 
 def file_state(path: Path) -> str:

@@ -21,8 +21,7 @@ import yaml
 
 from assets import home, tracking
 from assets.settings import Dataset, Range, Space, dataset, search_space, training_config
-from assets.storage import stored_path
-from assets.training import build, group_of, inputs_of, rec_data
+from assets.training import build, group_of, inputs_of, stored_data
 from assets.versions import latest, model_content
 from model.registry import MODELS
 from pipeline import fingerprint, parquet
@@ -31,16 +30,10 @@ from pipeline.settings import SettingsError
 if TYPE_CHECKING:
     import optuna
 
-    from model.base import RecData
     from model.training import EpochRecord
 
 POLL_SECONDS = 0.5
 STARTING_TRIALS = 4  # no trial is stopped before so many have come to an end
-READERS: dict[str, Callable[[Path], Any]] = {
-    "DataFrame": parquet.read_table,
-    "ndarray": parquet.read_array,
-    "csr_array": parquet.read_graph,
-}
 
 
 @dataclass(frozen=True)
@@ -223,14 +216,7 @@ def _sampler(settings: Dataset, number: int) -> "optuna.samplers.BaseSampler":
             return samplers.TPESampler(seed=seed, constant_liar=search.parallel > 1)
 
 
-@cache
-def _data(dataset_name: str, model: str) -> "RecData":
-    """What the model reads, once a process."""
-    kinds = inputs_of(group_of(model))
-    inputs = {
-        asset: READERS[kind.__name__](stored_path(dg.AssetKey(asset), dataset_name)) for asset, kind in kinds.items()
-    }
-    return rec_data(dataset_name, inputs)
+_data = cache(stored_data)  # once a process
 
 
 def _run_trial(job: Job, number: int) -> None:

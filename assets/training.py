@@ -18,6 +18,7 @@ from assets.partitions import by_dataset_and_model
 from assets.progress import Progress
 from assets.settings import Dataset, model_config, partition_of, settings_of, training_config
 from assets.stage import Check, Result, check_specs, publish, takes
+from assets.storage import read, stored_path
 from assets.versions import code_of, lineage, model_content, settings_key
 from model.registry import MODELS
 from pipeline import fingerprint
@@ -197,6 +198,14 @@ def _results(
     yield publish(Result(embeddings, shown, checks), started, group.key("trained_model").path)
     metrics = pl.DataFrame({"user": result.test.users.astype(np.int32), **result.test.per_user})
     yield publish(Result(metrics), started, group.key("user_metrics").path)
+
+
+def stored_data(dataset: str, model: str) -> "RecData":
+    """What a model reads of a dataset, from the store."""
+    kinds = inputs_of(group_of(model))
+    return rec_data(
+        dataset, {name: read(stored_path(dg.AssetKey(name), dataset), kind) for name, kind in kinds.items()}
+    )
 
 
 def rec_data(dataset: str, inputs: dict[str, Any]) -> "RecData":

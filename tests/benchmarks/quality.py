@@ -57,11 +57,8 @@ def train_once(folder: Path, dataset: str, name: str, form: str, seed: int) -> d
 
     The figures are kept in `folder`, and taken from there where they are.
     """
-    import dagster as dg
-
     from assets import settings
-    from assets.storage import stored_path
-    from assets.training import build, group_of, inputs_of, rec_data
+    from assets.training import build, stored_data
     from model.training import train
     from pipeline import parquet
 
@@ -69,16 +66,11 @@ def train_once(folder: Path, dataset: str, name: str, form: str, seed: int) -> d
     if kept.exists():
         figures: dict[str, float] = json.loads(kept.read_text())
         return figures
-    readers = {"DataFrame": parquet.read_table, "ndarray": parquet.read_array, "csr_array": parquet.read_graph}
-    inputs = {
-        asset: readers[kind.__name__](stored_path(dg.AssetKey(asset), dataset))
-        for asset, kind in inputs_of(group_of(name)).items()
-    }
     chosen = settings.dataset(
         dataset,
         {"training.kernels": form, "training.seed": seed, "training.threads": 1, "training.epochs": EPOCHS[dataset]},
     )
-    data = rec_data(dataset, inputs)
+    data = stored_data(dataset, name)
     started = time.perf_counter()
     result = train(build(name, data, chosen), data, chosen.training)
     figures = {
