@@ -4,6 +4,7 @@ A loss reads the rows of a batch's nodes only. So products can be asked for some
 zero elsewhere, are never spread over all nodes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +142,14 @@ class Rows:
     def spread(self, values: Tensor) -> Tensor:
         """Rows (n, d) that hold `values` (U, d), and zero elsewhere."""
         return values.new_zeros((len(self.places), values.shape[1])).index_copy_(0, self.ids, values)
+
+
+def embedding_table(counts: Sequence[int], size: int, generator: torch.Generator) -> nn.Parameter:
+    """ID embeddings (sum of counts, size), one kind of node below the other, each started by Xavier's uniform rule."""
+    table = nn.Parameter(torch.empty(sum(counts), size))
+    for part in table.data.split(list(counts)):
+        nn.init.xavier_uniform_(part, generator=generator)
+    return table
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

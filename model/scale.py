@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from pydantic import Field
 from scipy.sparse import csr_array
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.base import Batch, DataError, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, degree_normalised, prune_edges
+from model.layers import Rows, SparseGraph, bipartite_adjacency, degree_normalised, embedding_table, prune_edges
 from model.losses import bpr, embedding_l2, infonce, relation_contrast
 from model.sampling import ComplementSampler, SupportSampler
 
@@ -58,9 +58,7 @@ class Scale(Recommender):
         self.whole_graph = SparseGraph(bipartite_adjacency(data.train), symmetric=True)
         self.training_graph = self.whole_graph
         self.semantic_graph = SparseGraph(degree_normalised(data.semantic.fused))
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, config.embedding_size))  # Z
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), config.embedding_size, generator)  # Z
         supports = data.semantic.users, data.semantic.items, data.semantic.users_to_items
         if config.relation_weight and not any(support.nnz for support in supports):
             raise DataError(f"dataset {data.name}: all OMP supports are empty; set relation_weight to 0 without them")

@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, dropout, linear
+from model.layers import Rows, SparseGraph, bipartite_adjacency, dropout, embedding_table, linear
 from model.losses import unit_rows
 from model.modalities import MultimodalConfig, Projections, item_features
 
@@ -52,9 +52,7 @@ class BM3(Recommender):
     def __init__(self, config: BM3Config, data: RecData, generator: torch.Generator) -> None:
         super().__init__(config, data, generator)
         self.graph = SparseGraph(bipartite_adjacency(data.train), symmetric=True)
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, config.embedding_size))
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), config.embedding_size, generator)
         self.projections = Projections(item_features(config, data), config.embedding_size, generator, bias=True)
         self.predictor = linear(config.embedding_size, config.embedding_size, generator)
 

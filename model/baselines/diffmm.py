@@ -30,7 +30,7 @@ from torch.func import functional_call
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, degree_normalised, dropout, take_rows, to_device
+from model.layers import Rows, SparseGraph, degree_normalised, dropout, embedding_table, take_rows, to_device
 from model.losses import bpr, infonce, unit_rows
 from model.modalities import MultimodalConfig, item_features
 
@@ -79,9 +79,7 @@ class DiffMM(Recommender):
         self._schedule = Schedule.of(config.steps, config.noise_scale, config.noise_min, config.noise_max)
         self.graph = SparseGraph(with_self_loops(data.train), symmetric=True)
         self.interactions = SparseGraph(data.train)  # R
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, config.embedding_size))
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), config.embedding_size, generator)
         self.projections, self.denoisers = nn.ParameterDict(), nn.ModuleDict()
         for modality, features in item_features(config, data).items():
             self.register_buffer(f"{modality}_features", features, persistent=False)

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, prune_edges
+from model.layers import Rows, SparseGraph, bipartite_adjacency, embedding_table, prune_edges
 from model.losses import bpr
 from model.modalities import MultimodalConfig, Projections, item_features, item_graph
 
@@ -52,9 +52,7 @@ class Freedom(Recommender):
         self._train = data.train
         self.whole_graph = SparseGraph(bipartite_adjacency(data.train), symmetric=True)
         self.training_graph = self.whole_graph
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, config.embedding_size))
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), config.embedding_size, generator)
         features = item_features(config, data)
         self.item_graph = SparseGraph(item_graph(features, config.neighbours, config.visual_weight))
         self.projections = Projections(features, config.embedding_size, generator, bias=False)

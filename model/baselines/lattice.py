@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency
+from model.layers import Rows, SparseGraph, bipartite_adjacency, embedding_table
 from model.losses import bpr, embedding_l2, unit_rows
 from model.modalities import (
     MultimodalConfig,
@@ -64,9 +64,7 @@ class Lattice(Recommender):
     def __init__(self, config: LatticeConfig, data: RecData, generator: torch.Generator) -> None:
         super().__init__(config, data, generator)
         self.graph = SparseGraph(bipartite_adjacency(data.train), symmetric=True)
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, config.embedding_size))
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), config.embedding_size, generator)
         features = item_features(config, data)
         self.projections = Projections(features, config.embedding_size, generator, bias=True)
         self.initial_graphs = nn.ModuleDict(

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, drop_edges, prune_edges
+from model.layers import Rows, SparseGraph, bipartite_adjacency, drop_edges, embedding_table, prune_edges
 from model.losses import bpr, embedding_l2, unit_rows
 
 
@@ -45,9 +45,7 @@ class LayerGCN(Recommender):
         self._train = data.train
         self.whole_graph = SparseGraph(bipartite_adjacency(data.train), symmetric=True)
         self.training_graph = self.whole_graph
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, config.embedding_size))  # X_0
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), config.embedding_size, generator)  # X_0
 
     def before_epoch(self, epoch: int) -> None:
         """Draw this epoch's graph: by degree in odd epochs, uniformly in even ones."""

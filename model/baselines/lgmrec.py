@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, dropout, take_rows, to_device
+from model.layers import Rows, SparseGraph, bipartite_adjacency, dropout, embedding_table, take_rows, to_device
 from model.losses import bpr, embedding_l2, infonce, unit_rows
 from model.modalities import MultimodalConfig, item_features
 
@@ -62,9 +62,7 @@ class LGMRec(Recommender):
         self.interactions = SparseGraph(data.train)  # R
         degree = np.diff(data.train.indptr).clip(min=1)[:, None]  # a user without items has a zero row in any case
         self.register_buffer("user_degree", torch.from_numpy(degree.astype(np.float32)), persistent=False)
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, config.embedding_size))
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), config.embedding_size, generator)
         self.projections, self.hyperedges = nn.ParameterDict(), nn.ParameterDict()
         for modality, features in item_features(config, data).items():
             self.register_buffer(f"{modality}_features", features, persistent=False)

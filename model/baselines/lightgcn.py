@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency
+from model.layers import Rows, SparseGraph, bipartite_adjacency, embedding_table
 from model.losses import bpr, embedding_l2
 
 
@@ -39,9 +39,7 @@ class LightGCN(Recommender):
     def __init__(self, config: LightGCNConfig, data: RecData, generator: torch.Generator) -> None:
         super().__init__(config, data, generator)
         self.graph = SparseGraph(bipartite_adjacency(data.train), symmetric=True)
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, config.embedding_size))
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), config.embedding_size, generator)
 
     def embed(self) -> tuple[Tensor, Tensor]:
         users, items = self.propagate(self.embeddings).split([self.user_count, self.item_count])

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, linear
+from model.layers import Rows, SparseGraph, bipartite_adjacency, embedding_table, linear
 from model.losses import bpr, embedding_l2, infonce
 from model.modalities import MultimodalConfig, Projections, item_features, similarity_graph
 
@@ -64,9 +64,7 @@ class MGCN(Recommender):
         of_users = adjacency[: data.user_count, data.user_count :]
         own = eye_array(data.item_count, format="csr", dtype=of_users.dtype)
         self.spread = SparseGraph(csr_array(vstack([of_users, own], format="csr")))
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, size))
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), size, generator)
         features = item_features(config, data)
         self.projections = Projections(features, size, generator, bias=False)
         self.item_graphs = nn.ModuleDict(

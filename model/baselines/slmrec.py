@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from model.base import Batch, RecData, Recommender
 from model.config import ModelConfig
-from model.layers import Rows, SparseGraph, bipartite_adjacency, dropout, linear, to_device
+from model.layers import Rows, SparseGraph, bipartite_adjacency, dropout, embedding_table, linear, to_device
 from model.losses import infonce
 from model.modalities import MultimodalConfig, item_features
 
@@ -60,9 +60,7 @@ class SLMRec(Recommender):
         super().__init__(config, data, generator)
         size = config.embedding_size
         self.graph = SparseGraph(bipartite_adjacency(data.train), symmetric=True)
-        self.embeddings = nn.Parameter(torch.empty(data.user_count + data.item_count, size))
-        for part in self.embeddings.data.split([data.user_count, data.item_count]):
-            nn.init.xavier_uniform_(part, generator=generator)
+        self.embeddings = embedding_table((data.user_count, data.item_count), size, generator)
         self.projections = nn.ModuleDict()
         for modality, features in item_features(config, data).items():
             self.register_buffer(f"{modality}_features", F.normalize(features), persistent=False)
