@@ -29,6 +29,7 @@ SetOption = Annotated[
         "--set", help="Override a setting for this run: `training.epochs=50`, `models.scale.relation_weight=0`."
     ),
 ]
+TunedOption = Annotated[bool, typer.Option("--tuned", help="Take the settings that `scale sweep` found.")]
 
 
 @app.command()
@@ -36,7 +37,7 @@ def run(
     dataset: DatasetOption,
     model: ModelsOption = None,
     set_: SetOption = None,
-    tuned: Annotated[bool, typer.Option("--tuned", help="Take the settings that `scale sweep` found.")] = False,
+    tuned: TunedOption = False,
 ) -> None:
     """Bring a dataset and its models up to date: run the stages that are missing or stale, and no other.
 
@@ -49,16 +50,10 @@ def run(
     from assets.refresh import Refresh
     from assets.results import latest_runs
     from assets.settings import dataset as load_dataset
-    from pipeline.settings import parse_override
 
-    overrides = dict(parse_override(text) for text in set_ or [])
     models = list(dict.fromkeys(model or ["scale"]))
-    if tuned:
-        from assets import sweep
-
-        overrides = {key: value for name in models for key, value in sweep.tuned(dataset, name).items()} | overrides
+    overrides = _overrides(dataset, models, set_, tuned)
     settings = load_dataset(dataset, overrides)
-    _check_models(models, settings)
     home.dagster_home()
     with dg.DagsterInstance.get() as instance, terminal.bars:
         refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress())
@@ -85,16 +80,13 @@ def sweep(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = 
     from assets import home, terminal
     from assets.lock import dataset_lock
     from assets.refresh import Refresh
-    from assets.settings import dataset as load_dataset
     from assets.sweep import sweep as search
-    from pipeline.settings import parse_override
 
-    overrides = dict(parse_override(text) for text in set_ or [])
     models = list(dict.fromkeys(model or ["scale"]))
-    _check_models(models, load_dataset(dataset, overrides))
+    overrides = _overrides(dataset, models, set_)
     home.dagster_home()
     with dg.DagsterInstance.get() as instance, terminal.bars:
-        refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress(), train=False)
+        refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress(), targets="inputs")
         terminal.show_report(refresh.run(terminal.show_wave, terminal.note))
         for name in models:
             with dataset_lock(f"{dataset}-{name}-sweep", terminal.note):
@@ -103,6 +95,39 @@ def sweep(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = 
             terminal.console.print(
                 f"kept in {found.file}; train with it: [bold]scale run -d {dataset} -m {name} --tuned[/]\n"
             )
+
+
+@app.command()
+def report(
+    dataset: DatasetOption,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Model to compare; repeat for several. Default: all."),
+    ] = None,
+    set_: SetOption = None,
+    tuned: TunedOption = False,
+) -> None:
+    """Put the evidence together: models over several seeds, studies of SCALE, one page with all tables and figures.
+
+    Trains each model `evidence.seeds` times, and with SCALE among them its ablations, audits and sensitivity. What was
+    trained before with the same data, settings and code is not trained again; a stopped report goes on where it was.
+    """
+    import dagster as dg
+
+    from assets import home, terminal
+    from assets.publication import report_path
+    from assets.refresh import Refresh
+    from assets.results import comparison
+    from model.registry import MODELS
+
+    models = list(dict.fromkeys(model or MODELS))
+    overrides = _overrides(dataset, models, set_, tuned)
+    home.dagster_home()
+    with dg.DagsterInstance.get() as instance, terminal.bars:
+        refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress(), targets="evidence")
+        terminal.show_report(refresh.run(terminal.show_wave, terminal.note))
+    terminal.console.print(terminal.comparison_table(dataset, comparison(dataset)))
+    terminal.console.print(f"\nThe whole report: [bold]{report_path(dataset) / 'report.html'}[/]")
 
 
 @app.command()
@@ -129,12 +154,11 @@ def refresh(
 
     from assets import home, terminal
     from assets.refresh import Refresh
-    from pipeline.settings import parse_override
 
     if dry_run:
         _look(dataset, set_, show_stages=False)
         return
-    overrides = dict(parse_override(text) for text in set_ or [])
+    overrides = _parsed(set_)
     home.dagster_home()
     with dg.DagsterInstance.get() as instance, terminal.bars:
         for name in _made(instance, dataset):
@@ -266,9 +290,8 @@ def _look(dataset: str | None, set_: list[str] | None, show_stages: bool) -> Non
     from assets import home, terminal
     from assets.progress import Progress
     from assets.refresh import Refresh
-    from pipeline.settings import parse_override
 
-    overrides = dict(parse_override(text) for text in set_ or [])
+    overrides = _parsed(set_)
     home.dagster_home()
     with dg.DagsterInstance.get() as instance:
         for name in _made(instance, dataset):
@@ -294,13 +317,27 @@ def _made(instance: Any, dataset: str | None) -> list[str]:
     return [dataset] if dataset is not None else made
 
 
-def _check_models(names: list[str], settings: Any) -> None:
-    """Refuse unknown models and wrong model settings before anything runs."""
+def _parsed(set_: list[str] | None) -> dict[str, Any]:
+    from pipeline.settings import parse_override
+
+    return dict(parse_override(text) for text in set_ or [])
+
+
+def _overrides(dataset: str, models: list[str], set_: list[str] | None, tuned: bool = False) -> dict[str, Any]:
+    """Settings on top of the dataset's; unknown models and wrong settings are refused before anything runs."""
+    from assets.settings import dataset as load_dataset
     from assets.settings import model_config, training_config
 
-    for name in [*names, *settings.models]:
+    overrides = _parsed(set_)
+    if tuned:
+        from assets import sweep
+
+        overrides = {key: value for name in models for key, value in sweep.tuned(dataset, name).items()} | overrides
+    settings = load_dataset(dataset, overrides)
+    for name in [*models, *settings.models]:
         model_config(name, settings)
         training_config(name, settings)
+    return overrides
 
 
 def _show_examples(dataset: str, model: str) -> None:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from assets import home
 from assets.plots import degree_histogram
 from assets.progress import Progress
-from assets.settings import partition_of, settings_of
+from assets.settings import VARIANT_TAG, partition_of, settings_of
 from assets.stage import Check, Result, stage
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def user_subspace_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
     """C^U: the users that sparsely reconstruct each user."""
-    return _subspace(context, progress, user_text_embeddings, None)
+    return _subspace(context, progress, user_text_embeddings, None, settings_of(context).subspace.user_sparsity)
 
 
 @stage(group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
@@ -40,7 +40,7 @@ def item_subspace_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
     """C^I: the items that sparsely reconstruct each item."""
-    return _subspace(context, progress, item_text_embeddings, None)
+    return _subspace(context, progress, item_text_embeddings, None, settings_of(context).subspace.item_sparsity)
 
 
 @stage(group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
@@ -51,7 +51,9 @@ def user_item_subspace_graph(
     progress: Progress,
 ) -> Result:
     """C^UI: the items that sparsely reconstruct each user."""
-    return _subspace(context, progress, user_text_embeddings, item_text_embeddings)
+    return _subspace(
+        context, progress, user_text_embeddings, item_text_embeddings, settings_of(context).subspace.user_item_sparsity
+    )
 
 
 @stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
@@ -121,7 +123,11 @@ def semantic_graph(
 
 
 def _subspace(
-    context: dg.AssetExecutionContext, progress: Progress, targets: np.ndarray, candidates: np.ndarray | None
+    context: dg.AssetExecutionContext,
+    progress: Progress,
+    targets: np.ndarray,
+    candidates: np.ndarray | None,
+    sparsity: int | None,
 ) -> Result:
     from pipeline.graphs.subspaces import subspace_graph
 
@@ -131,7 +137,7 @@ def _subspace(
         targets,
         candidates,
         settings.subspace.dictionary_size,
-        settings.subspace.sparsity,
+        sparsity or settings.subspace.sparsity,
         _memory(context),
         memory_gb=_memory_left(context, targets, candidates),
         threads=settings.resources.threads,
@@ -166,12 +172,14 @@ def _similarity(
 
 
 def _memory(context: dg.AssetExecutionContext) -> "Memory":
-    """Where the graph's last build is kept, for the same code only."""
+    """Where the graph's last build is kept, for the same code only; a variant's goes elsewhere."""
     from pipeline.graphs.reuse import Memory
 
     name = context.asset_key.to_user_string()
     code = context.assets_def.code_versions_by_key[context.asset_key]
-    folder = home.cache_folder("graphs", partition_of(context)["dataset"])
+    dataset = partition_of(context)["dataset"]
+    varied = VARIANT_TAG in context.run.tags
+    folder = home.variants_folder(dataset) / "builds" if varied else home.cache_folder("graphs", dataset)
     return Memory(folder / f"{name}.parquet", str(code), context.log.warning)
 
 

@@ -30,6 +30,11 @@ def cache_folder(kind: str, dataset: str) -> Path:
     return home() / "cache" / kind / dataset
 
 
+def variants_folder(dataset: str) -> Path:
+    """What stages gave with other settings than the dataset's own."""
+    return home() / "variants" / dataset
+
+
 def checkpoint_path(dataset: str, model: str) -> Path:
     """Checkpoint of an unfinished training."""
     return home() / "checkpoints" / dataset / f"{model}.safetensors"

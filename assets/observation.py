@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import dagster as dg
 
 from assets.lock import dataset_lock
-from assets.settings import OVERRIDES_TAG, Dataset, dataset
+from assets.settings import OVERRIDES_TAG, SUBJECT, Dataset, dataset
 from assets.training import group_of
 from assets.versions import SETTINGS, model_content, observe, settings_content, settings_key
 from pipeline.profiles import TemplateError
@@ -37,7 +37,7 @@ def settings_on_record(context: dg.InitResourceContext) -> Iterator[None]:
     with dataset_lock(name, lambda text: context.log.info(text) if context.log else None):
         try:
             settings = dataset(name, json.loads(context.run.tags.get(OVERRIDES_TAG, "{}")))
-            observe_settings(context.instance, name, settings, [model] if model else [])
+            observe_settings(context.instance, name, settings, [model or SUBJECT])
         except (SettingsError, TemplateError):
             pass  # the first stage reads them too, and its failure shows the message under its own name
         yield

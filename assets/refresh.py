@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -16,15 +16,12 @@ from assets.lock import dataset_lock
 from assets.nodes import Node, parents
 from assets.progress import Progress
 from assets.settings import OVERRIDES_TAG, Dataset, dataset
+from assets.stage import StageError, failure
 from assets.stages import stages
-from assets.staleness import State, inputs, materialised, survey, wanted
+from assets.staleness import State, evidence, inputs, materialised, survey, wanted
 from assets.versions import Record, latest
 
 TOGETHER = "computed together with a stale table"
-
-
-class StageError(RuntimeError):
-    """A stage stopped with an error; the message is the stage's own."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +100,14 @@ class Refresh:
     dataset, overrides
         The dataset's name, and settings on top of its file. The file is read anew for every wave.
     models
-        Names of models; their recommendations are the targets, with all that they stand on. None: everything that
-        has ever been made of the dataset.
+        Names of models; the targets are theirs, with all that they stand on. None: everything but evidence that has
+        ever been made of the dataset.
     progress
         Where long stages report.
     tags
         Given to every run that is started.
-    train
-        False: the targets are what the models' trainings read.
+    targets
+        What of the models: what their trainings read, their recommendations, or the report about them.
     """
 
     def __init__(
@@ -121,7 +118,7 @@ class Refresh:
         models: Sequence[str] | None,
         progress: Progress,
         tags: Mapping[str, str] | None = None,
-        train: bool = True,
+        targets: Literal["inputs", "recommendations", "evidence"] = "recommendations",
     ) -> None:
         defs = stages(progress)
         self._instance = instance
@@ -133,7 +130,8 @@ class Refresh:
         if models is None:
             self.nodes = materialised(self._graph, instance, dataset)
         else:
-            self.nodes = (wanted if train else inputs)(self._graph, dataset, models)
+            find = {"inputs": inputs, "recommendations": wanted, "evidence": evidence}[targets]
+            self.nodes = find(self._graph, dataset, models)
 
     def states(self) -> dict[Node, State]:
         """How every node stands, in dependency order."""
@@ -197,7 +195,11 @@ class Refresh:
         pending: set[Node] = set()
         for node in self.nodes:
             above = self._parents(node)
-            if any(parent in pending for parent in above):
+            # A run makes one partition: what reads something of single models runs after them.
+            if any(
+                parent in pending or (parent in wave and "|" not in node.partition and "|" in parent.partition)
+                for parent in above
+            ):
                 pending.add(node)
             elif any(states[mate].reasons for mate in self._together(node)):
                 wave[node] = self._why(states, node)
@@ -226,7 +228,7 @@ class Refresh:
             raise_on_error=False,
         )
         if not result.success:
-            raise StageError(_failure(result.all_events))
+            raise StageError(failure(result.all_events))
 
     def _ran(self, node: Node, why: str, before: Record | None) -> Ran:
         now = latest(self._instance, node.key, node.partition)
@@ -251,13 +253,3 @@ class Refresh:
                 together = (node.partition, *self._together(node))
                 saved[together] = max(saved.get(together, 0.0), float(state.record.shown.get("seconds", 0.0)))
         report.seconds_saved = sum(saved.values())
-
-
-def _failure(events: Sequence[dg.DagsterEvent]) -> str:
-    """The innermost error of a failed run, as its author worded it, after the stage where it happened."""
-    failed = [event for event in events if event.is_step_failure] or [event for event in events if event.is_failure]
-    error = getattr(failed[0].event_specific_data, "error", None)
-    while error is not None and error.cause is not None:
-        error = error.cause
-    message = error.message.strip() if error else failed[0].message or "failed"
-    return f"{failed[0].step_key}: {message}" if failed[0].step_key else message

@@ -109,6 +109,11 @@ def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
+def comparison(dataset: str) -> pl.DataFrame:
+    """Models side by side over several seeds, as `scale report` left them: model, title, metric, mean, sd, seeds."""
+    return parquet.read_table(stored_path(dg.AssetKey("comparison"), dataset))
+
+
 def significance(dataset: str, model: str, metric: str) -> list[dict[str, Any]]:
     """One model against every other that is trained on a dataset, paired by user, on the test split.
 

@@ -6,12 +6,14 @@ from functools import cache
 from typing import Any, Literal, Self
 
 import dagster as dg
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig, TrainingConfig
 from pipeline.settings import Closed, DatasetSettings, SettingsError, dataset_files, load_settings, validate
 
+SUBJECT = "scale"  # the model that ablations, audits and sensitivity are about
 OVERRIDES_TAG = "scale/set"
+VARIANT_TAG = "scale/variant"  # on runs that make what a variant reads, apart from the dataset's own
 
 
 class Range(Closed):
@@ -49,6 +51,40 @@ class SweepSettings(Closed):
     )
 
 
+WEIGHTS = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+SPARSITIES = [2, 5, 10, 12, 15]
+LAYERS = [1, 2, 3, 4, 5]
+FIGURE_5: list[dict[str, list[Any]]] = [
+    {"models.scale.semantic_weight": WEIGHTS},
+    {"models.scale.relation_weight": WEIGHTS},
+    {"models.scale.negatives": [1, 2, 4, 8, 16]},
+    {"subspace.user_sparsity": SPARSITIES},
+    {"subspace.item_sparsity": SPARSITIES},
+    {"subspace.user_item_sparsity": SPARSITIES},
+    {"models.scale.interaction_layers": LAYERS, "models.scale.semantic_layers": LAYERS},
+]
+
+
+class EvidenceSettings(Closed):
+    """What `scale report` trains: every model, and variants of SCALE, over several seeds."""
+
+    seeds: int = Field(5, ge=1, description="Trainings of each model and variant: `training.seed` and those after it.")
+    parallel: int = Field(1, ge=1, description="Trainings at a time; they share the cores.")
+    sensitivity: list[dict[str, list[Any]]] = Field(
+        FIGURE_5,
+        description="Panels of the sensitivity study: one setting and its values, or two and every pair of values.",
+    )
+    sensitivity_seeds: int = Field(1, ge=1, description="Trainings of each point of a panel.")
+
+    @field_validator("sensitivity")
+    @classmethod
+    def _one_or_two(cls, panels: list[dict[str, list[Any]]]) -> list[dict[str, list[Any]]]:
+        for panel in panels:
+            if len(panel) not in (1, 2) or not all(panel.values()):
+                raise ValueError(f"a panel varies one setting or two, each over some values; found {panel}")
+        return panels
+
+
 class Dataset(DatasetSettings):
     """One dataset's YAML, whole."""
 
@@ -57,6 +93,7 @@ class Dataset(DatasetSettings):
         default_factory=dict, description="Model name -> its own settings, with those of its training under `training`."
     )
     sweep: SweepSettings = SweepSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
 
 
 @cache
@@ -112,5 +149,10 @@ def partition_of(context: dg.AssetExecutionContext) -> dict[str, str]:
 
 def settings_of(context: dg.AssetExecutionContext) -> Dataset:
     """Settings for the partition being materialised, with the run's overrides (tag `scale/set`, JSON)."""
-    overrides = json.loads(context.run.tags.get(OVERRIDES_TAG, "{}"))
-    return dataset(partition_of(context)["dataset"], overrides)
+    return dataset(partition_of(context)["dataset"], overrides_of(context))
+
+
+def overrides_of(context: dg.AssetExecutionContext) -> dict[str, Any]:
+    """The run's overrides, by dotted key."""
+    overrides: dict[str, Any] = json.loads(context.run.tags.get(OVERRIDES_TAG, "{}"))
+    return overrides

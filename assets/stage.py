@@ -19,6 +19,12 @@ from assets.partitions import DATASETS
 from assets.storage import content_version
 from assets.versions import code_of, settings_key
 
+WHATEVER_THERE_IS = "scale/reads_whatever_there_is"
+
+
+class StageError(RuntimeError):
+    """A stage stopped with an error; the message is the stage's own."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -44,6 +50,8 @@ def stage(
     settings: Sequence[str] = (),
     checks: Mapping[str, str] | None = None,
     tables: Mapping[str, str] | None = None,
+    reads: Sequence[dg.AssetKey] = (),
+    whatever_there_is: bool = False,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Make a dataset-partitioned asset of a function `(context, **inputs) -> Result`, named like the function.
 
@@ -59,6 +67,10 @@ def stage(
     tables
         For a function that makes several assets at once and returns their `Result`s by name: name -> description.
         The checks are those of the first.
+    reads
+        Assets that the function reads for itself.
+    whatever_there_is
+        It reads as much of `reads` as has been made: asking for it asks for none of them.
     """
 
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
@@ -76,10 +88,16 @@ def stage(
         return dg.multi_asset(
             name=name,
             outs={
-                key: dg.AssetOut(description=text, group_name=group, kinds={"parquet"}, code_version=version)
+                key: dg.AssetOut(
+                    description=text,
+                    group_name=group,
+                    kinds={"parquet"},
+                    code_version=version,
+                    tags={WHATEVER_THERE_IS: ""} if whatever_there_is else None,
+                )
                 for key, text in described.items()
             },
-            deps=[settings_key(each) for each in settings],
+            deps=[*(settings_key(each) for each in settings), *reads],
             partitions_def=DATASETS,
             check_specs=check_specs([next(iter(described))], checks or {}),
         )(takes(body, inputs))
@@ -129,3 +147,13 @@ def _size(value: Any) -> dict[str, Any]:
     if isinstance(value, csr_array):
         return {"dagster/row_count": value.nnz}  # a graph is stored as its edges
     return {}
+
+
+def failure(events: Sequence[dg.DagsterEvent]) -> str:
+    """The innermost error of a failed run, as its author worded it, after the stage where it happened."""
+    failed = [event for event in events if event.is_step_failure] or [event for event in events if event.is_failure]
+    error = getattr(failed[0].event_specific_data, "error", None)
+    while error is not None and error.cause is not None:
+        error = error.cause
+    message = error.message.strip() if error else failed[0].message or "failed"
+    return f"{failed[0].step_key}: {message}" if failed[0].step_key else message

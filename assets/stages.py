@@ -3,10 +3,11 @@
 import dagster as dg
 from upath import UPath
 
-from assets import embeddings, graphs, home, interactions, profiles, raw
+from assets import comparisons, embeddings, graphs, home, interactions, profiles, publication, raw, studies
 from assets.observation import settings_on_record
 from assets.progress import Progress
 from assets.recommendations import recommendations_asset
+from assets.replicates import replicates_asset
 from assets.storage import ParquetIOManager
 from assets.training import model_groups, training_asset
 from assets.versions import SETTINGS, settings_key, settings_spec
@@ -14,6 +15,7 @@ from assets.versions import SETTINGS, settings_key, settings_spec
 GROUPS = model_groups()
 
 DATA_ASSETS = dg.load_assets_from_modules([raw, interactions, profiles, embeddings, graphs])
+EVIDENCE_ASSETS = [*map(replicates_asset, GROUPS), *dg.load_assets_from_modules([comparisons, studies, publication])]
 MODEL_ASSETS = [asset for group in GROUPS for asset in (training_asset(group), recommendations_asset(group))]
 SETTINGS_ASSETS = [
     *(settings_spec(settings_key(name)) for name in SETTINGS),
@@ -48,12 +50,12 @@ def io_manager() -> ParquetIOManager:
     return ParquetIOManager(UPath(home.store()))
 
 
-def stages(progress: Progress) -> dg.Definitions:
-    """Every stage, with long ones reporting to `progress`."""
+def stages(progress: Progress, manager: dg.IOManager | dg.IOManagerDefinition = io_manager) -> dg.Definitions:
+    """Every stage, with long ones reporting to `progress`, and results kept by `manager`."""
     return dg.Definitions(
-        assets=[*DATA_ASSETS, *MODEL_ASSETS, *SETTINGS_ASSETS],
+        assets=[*DATA_ASSETS, *MODEL_ASSETS, *EVIDENCE_ASSETS, *SETTINGS_ASSETS],
         jobs=JOBS,
-        resources={"io_manager": io_manager, "settings_on_record": settings_on_record, "progress": progress},
+        resources={"io_manager": manager, "settings_on_record": settings_on_record, "progress": progress},
         # In one process: a step of its own costs seconds of start-up, and a stage uses every core by itself.
         executor=dg.in_process_executor,
     )

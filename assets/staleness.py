@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from assets.nodes import Node, by_model, parents
-from assets.settings import Dataset
+from assets.nodes import Node, inputs_by_name, parents
+from assets.settings import SUBJECT, Dataset
+from assets.stage import WHATEVER_THERE_IS
 from assets.storage import FILE_STATE, file_state, is_intact, stored_path
 from assets.training import group_of, inputs_of
 from assets.versions import (
@@ -31,7 +32,10 @@ from assets.versions import (
 from pipeline import fingerprint
 
 # In the order in which they stand on each other.
-GROUPS = ("raw", "interactions", "profiles", "embeddings", "graphs", "models", "recommendations")
+GROUPS = (
+    "raw", "interactions", "profiles", "embeddings", "graphs", "models", "recommendations", "replicates", "evidence"
+)  # fmt: skip
+EVIDENCE = ("replicates", "evidence")
 NEVER = "never materialised"
 SHOWN_CHANGES = 4
 SHOWN_CHARACTERS = 60
@@ -58,33 +62,52 @@ class State:
 
 def wanted(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
     """The models' recommendations, all that these stand on, and what is computed together with that."""
-    return _closed(graph, dataset, [Node(group_of(m).key("recommendations"), f"{dataset}|{m}") for m in models])
+    return _closed(graph, [Node(group_of(m).key("recommendations"), f"{dataset}|{m}") for m in models])
 
 
 def inputs(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
     """What the models' trainings read, and all that it stands on."""
     names = {name for model in models for name in inputs_of(group_of(model))}
-    return _closed(graph, dataset, [Node(dg.AssetKey(name), dataset) for name in sorted(names)])
+    return _closed(graph, [Node(dg.AssetKey(name), dataset) for name in sorted(names)])
+
+
+def evidence(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
+    """The report with every table in it, trainings of the models with several seeds, and all that these stand on."""
+    chosen = list(models)
+    tables = [key for key in graph.materializable_asset_keys if graph.get(key).group_name == "evidence"]
+    kept = [key for key in tables if SUBJECT in chosen or WHATEVER_THERE_IS in graph.get(key).tags]
+    seeds = [Node(group_of(model).key("replicates"), f"{dataset}|{model}") for model in chosen]
+    return _closed(graph, [*seeds, *(Node(key, dataset) for key in kept)])
 
 
 def materialised(graph: Any, instance: dg.DagsterInstance, dataset: str) -> list[Node]:
-    """Every node of a dataset that has ever been made, all that these stand on, and what is computed with that."""
+    """Every node of a dataset that has ever been made, all that these stand on, and what is computed with that.
+
+    Evidence is left out: an edit would repeat hundreds of trainings, so it comes when it is asked for.
+    """
     made = [
         Node(key, partition)
         for key in graph.materializable_asset_keys
+        if graph.get(key).group_name not in EVIDENCE
         for partition in instance.get_materialized_partitions(key)
         if partition.partition("|")[0] == dataset
     ]
-    return _closed(graph, dataset, made)
+    return _closed(graph, made)
 
 
-def _closed(graph: Any, dataset: str, targets: Iterable[Node]) -> list[Node]:
+def _closed(graph: Any, targets: Iterable[Node]) -> list[Node]:
+    """Targets, what they cannot be made without, and what is computed together with that, in order."""
     found: set[Node] = set()
-    for target in targets:
-        for reached in graph.get_ancestor_asset_keys(target.key, include_self=True):
-            if graph.get(reached).is_materializable:
-                for key in graph.get(reached).execution_set_asset_keys:
-                    found.add(Node(key, target.partition if by_model(graph, key) else dataset))
+    waiting = list(targets)
+    while waiting:
+        node = waiting.pop()
+        if node in found or not graph.get(node.key).is_materializable:
+            continue
+        together = {Node(key, node.partition) for key in graph.get(node.key).execution_set_asset_keys}
+        found |= together
+        for each in together:
+            if WHATEVER_THERE_IS not in graph.get(each.key).tags:
+                waiting += parents(graph, each)
     order = {key: position for position, key in enumerate(graph.toposorted_asset_keys)}
     return sorted(
         found, key=lambda node: (GROUPS.index(graph.get(node.key).group_name), node.partition, order[node.key])
@@ -131,7 +154,7 @@ class _Look:
         yield f"edited code: {_some(changed)}"
 
     def _input_changes(self, node: Node, record: Record) -> Iterator[str]:
-        above = {parent.key.to_user_string(): parent for parent in parents(self.graph, node)}
+        above = inputs_by_name(self.graph, node)
         before: Mapping[str, str] = record.shown.get(INPUTS, {})
         yield from (f"no longer reads {name}" for name in sorted(before.keys() - above.keys()))
         for name, parent in above.items():

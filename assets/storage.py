@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from upath import UPath
 
 from assets import home
-from assets.nodes import Node, parents
+from assets.nodes import Node, inputs_by_name
 from assets.versions import CODE, INPUTS, code_parts, latest
 from pipeline import fingerprint, parquet
 
@@ -28,18 +28,7 @@ class ParquetIOManager(dg.UPathIOManager):
     extension = ".parquet"
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
-        target = Path(str(path))
-        match obj:
-            case Path():
-                os.replace(obj, target)
-            case pl.DataFrame():
-                parquet.write_table(obj, target)
-            case np.ndarray():
-                parquet.write_array(obj, target)
-            case csr_array():
-                parquet.write_graph(obj, target)
-            case _:
-                raise TypeError(f"{context.asset_key.to_user_string()}: cannot store a {type(obj).__name__}")
+        write(obj, Path(str(path)))
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         source, kind = Path(str(path)), context.dagster_type.typing_type
@@ -54,8 +43,8 @@ class ParquetIOManager(dg.UPathIOManager):
         instance, graph = context.step_context.instance, context.step_context.job_def.asset_layer.asset_graph
         # The run holds its dataset's lock: what is on record now is what was loaded.
         inputs = {
-            above.key.to_user_string(): record.version
-            for above in parents(graph, written)
+            name: record.version
+            for name, above in inputs_by_name(graph, written).items()
             if (record := latest(instance, above.key, above.partition))
         }
         return {
@@ -63,6 +52,21 @@ class ParquetIOManager(dg.UPathIOManager):
             INPUTS: dg.MetadataValue.json(inputs),
             CODE: dg.MetadataValue.json(code_parts(context.asset_spec.code_version)),
         }
+
+
+def write(value: Any, path: Path) -> None:
+    """Store a stage's result; a finished file is moved into place."""
+    match value:
+        case Path():
+            os.replace(value, path)
+        case pl.DataFrame():
+            parquet.write_table(value, path)
+        case np.ndarray():
+            parquet.write_array(value, path)
+        case csr_array():
+            parquet.write_graph(value, path)
+        case _:
+            raise TypeError(f"{path}: cannot store a {type(value).__name__}")
 
 
 def read(path: Path, kind: type) -> Any:

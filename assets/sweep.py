@@ -6,11 +6,9 @@ split is never read here; `scale run --tuned` trains with what was found, and me
 """
 
 import math
-import multiprocessing
-import os
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import yaml
 
-from assets import home, tracking
+from assets import home, tracking, workers
 from assets.settings import Dataset, Range, Space, dataset, search_space, training_config
 from assets.training import build, group_of, inputs_of, stored_data
 from assets.versions import latest, model_content
@@ -153,8 +151,7 @@ def sweep(
 
     try:
         done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(settings.sweep.parallel, mp_context=context) as pool:
+        with workers.pool(settings.sweep.parallel) as pool:
             waiting = {pool.submit(_run_trial, job, number) for number in range(done, total)}
             while waiting:
                 report()
@@ -230,45 +227,29 @@ def _run_trial(job: Job, number: int) -> None:
 
 
 def _train(job: Job, trial: "optuna.Trial") -> float:
-    import mlflow
     import optuna
-    from mlflow.entities import Metric, Param
 
     from model.training import best_validation
 
     space = search_space(job.model, job.settings())
     tried = {key: _draw(trial, key, choices) for key, choices in space.items()}
     settings = job.settings(tried)
-    config = training_config(job.model, settings)
-    threads = config.threads or max(1, (os.cpu_count() or 1) // settings.sweep.parallel)
-    config = config.model_copy(update={"threads": threads})
-    client = mlflow.MlflowClient()
+    config = workers.share(training_config(job.model, settings), settings.sweep.parallel)
     tags = {"mlflow.parentRunId": job.run_id, "dataset": job.dataset, "model": job.model}
-    run = client.create_run(job.experiment_id, run_name=f"trial {trial.number}", tags=tags)
-    client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in tried.items()])
-    metrics: list[Metric] = []
+    with tracking.brief_run(job.experiment_id, f"trial {trial.number}", tried, tags) as run:
 
-    def on_epoch(record: "EpochRecord") -> None:
-        if record.validation is None:
-            return
-        metrics.extend(Metric(f"valid_{name}", value, 0, record.epoch) for name, value in record.validation.items())
-        trial.report(record.validation[config.selection_metric], record.epoch)
-        if trial.should_prune():
-            raise optuna.TrialPruned
+        def on_epoch(record: "EpochRecord") -> None:
+            if record.validation is None:
+                return
+            run.log({f"valid_{name}": value for name, value in record.validation.items()}, record.epoch)
+            trial.report(record.validation[config.selection_metric], record.epoch)
+            if trial.should_prune():
+                run.status = "KILLED"
+                raise optuna.TrialPruned
 
-    status = "FAILED"
-    try:
         data = _data(job.dataset, job.model)
         value = best_validation(build(job.model, data, settings), data, config, on_epoch)
-        metrics.append(Metric(f"best_valid_{config.selection_metric}", value, 0, 0))
-        status = "FINISHED"
-    except optuna.TrialPruned:
-        status = "KILLED"
-        raise
-    finally:
-        for start in range(0, len(metrics), 1000):  # MLflow takes 1,000 metrics at a time
-            client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
-        client.set_terminated(run.info.run_id, status=status)
+        run.log({f"best_valid_{config.selection_metric}": value})
     return value
 
 

@@ -217,6 +217,28 @@ def results_table(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Map
     return table
 
 
+def comparison_table(dataset: str, found: pl.DataFrame) -> Table:
+    """Models over several seeds, mean ± sd, the best first."""
+    table = Table(title=f"Test metrics on {dataset}, mean ± sd", title_justify="left", header_style="bold")
+    for name in ("model", "seeds"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    metrics = [name for name in METRICS if name in found["metric"]]
+    for name in metrics:
+        table.add_column(HEADINGS[name], justify="right")
+    cells = {(row["title"], row["metric"]): row for row in found.iter_rows(named=True)}
+    best = {name: max(found.filter(pl.col("metric") == name)["mean"]) for name in metrics}
+    by = "recall_at_20" if "recall_at_20" in metrics else metrics[0]
+    order = found.filter(pl.col("metric") == by).sort("mean", descending=True)
+    for title, seeds in order.select("title", "seeds").iter_rows():
+        shown = []
+        for name in metrics:
+            cell = cells[title, name]
+            sd = "" if cell["sd"] is None else f" ± {cell['sd']:.4f}"
+            shown.append(_metric(cell["mean"], best[name]) + sd)
+        table.add_row(title, str(seeds), *shown)
+    return table
+
+
 def significance_table(model: str, metric: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """One model against others, paired by user."""
     own = f"{MODELS[model].title}, test {HEADINGS.get(metric, metric)} {rows[0]['mean']:.4f}"

@@ -7,8 +7,9 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +102,7 @@ class TrainingRun:
         if not self.run_id:
             run = mlflow.MlflowClient().create_run(self.experiment_id, run_name=name, tags=dict(tags))
             self.run_id = run.info.run_id
-            flat = {key: str(value)[:PARAMETER_LENGTH] for key, value in flatten(settings).items()}
-            for start in range(0, len(flat), 100):  # MLflow takes 100 parameters at a time
-                part = dict(list(flat.items())[start : start + 100])
-                mlflow.log_params(part, run_id=self.run_id)
+            _log_parameters(self.run_id, flatten(settings))
             resume_file.parent.mkdir(parents=True, exist_ok=True)
             with parquet.atomic_path(resume_file) as temporary:
                 temporary.write_text(json.dumps({"run_id": self.run_id, "fingerprint": fingerprint}))
@@ -137,12 +135,7 @@ class TrainingRun:
             self._flush()
 
     def _flush(self) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value, step in self._pending]
-        for start in range(0, len(metrics), 1000):  # MLflow takes 1,000 metrics at a time
-            self._mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        _log_metrics(self.run_id, self._pending)
         self._pending.clear()
         self._flushed = time.monotonic()
 
@@ -199,6 +192,71 @@ class TrainingRun:
                 input_example=(pd.DataFrame({"user": ids.users["raw_id"].head(2).to_list()}), {"k": 5}),
                 pip_requirements=["mlflow", "numpy", "pandas", "pyarrow", "safetensors"],
             )
+
+
+@dataclass
+class BriefRun:
+    """A run of numbers alone, one of many.
+
+    Attributes
+    ----------
+    status
+        MLflow's, once it has ended without an error of its own.
+    """
+
+    run_id: str
+    status: str = "FINISHED"
+    pending: list[tuple[str, float, int]] = field(default_factory=list)
+
+    def log(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Keep metrics of an epoch, or of the whole run; they are written at its end."""
+        self.pending += [(name, value, step) for name, value in values.items()]
+
+
+@contextmanager
+def brief_run(
+    experiment_id: str, name: str, settings: Mapping[str, Any], tags: Mapping[str, str]
+) -> Iterator[BriefRun]:
+    """Start a run, log its (nested) settings, and at the end, however it comes, its metrics and its status."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    run = BriefRun(client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+    _log_parameters(run.run_id, flatten(settings))
+    try:
+        yield run
+    except BaseException:
+        run.status = "FAILED" if run.status == "FINISHED" else run.status
+        raise
+    finally:
+        _log_metrics(run.run_id, run.pending)
+        client.set_terminated(run.run_id, status=run.status)
+
+
+def log_folder(experiment: str, name: str, folder: Path) -> None:
+    """Log a folder's files as a run of their own."""
+    import mlflow
+
+    with brief_run(connect(experiment), name, {}, {}) as run:
+        mlflow.MlflowClient().log_artifacts(run.run_id, str(folder))
+
+
+def _log_parameters(run_id: str, flat: Mapping[str, Any]) -> None:
+    import mlflow
+
+    texts = [(key, str(value)[:PARAMETER_LENGTH]) for key, value in flat.items()]
+    for start in range(0, len(texts), 100):  # MLflow takes 100 parameters at a time
+        mlflow.log_params(dict(texts[start : start + 100]), run_id=run_id)
+
+
+def _log_metrics(run_id: str, values: Sequence[tuple[str, float, int]]) -> None:
+    import mlflow
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(name, value, now, step) for name, value, step in values]
+    for start in range(0, len(metrics), 1000):  # MLflow takes 1,000 metrics at a time
+        mlflow.MlflowClient().log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
 def _signature() -> Any:

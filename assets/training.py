@@ -140,7 +140,7 @@ def _train(
     run = tracking.TrainingRun(
         experiment=dataset,
         name=f"{MODELS[name].title} seed {config.seed}",
-        settings={**_logged(settings, model, name), "training": config.model_dump(mode="json")},
+        settings={**logged_settings(settings, model, name), "training": config.model_dump(mode="json")},
         tags={
             **{f"version.{asset.replace('/', '.')}": version for asset, version in versions.items()},
             "dataset": dataset,
@@ -246,8 +246,11 @@ def build(name: str, data: "RecData", settings: Dataset) -> "Recommender":
     return model_class(model_config(name, settings), data, torch.Generator().manual_seed(seed))
 
 
-def _logged(settings: Dataset, model: "Recommender", name: str) -> dict[str, Any]:
-    kept = settings.model_dump(mode="json", exclude={"title", "description", "models", "sweep", "published"})
+def logged_settings(settings: Dataset, model: "Recommender", name: str) -> dict[str, Any]:
+    """Settings as MLflow's parameters have them, apart from those of training."""
+    kept = settings.model_dump(
+        mode="json", exclude={"title", "description", "models", "sweep", "evidence", "published"}
+    )
     return {**kept, "model": {"name": name, **model.config.model_dump(mode="json")}}
 
 

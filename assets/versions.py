@@ -41,7 +41,18 @@ _SHOWN_DIGITS = 12
 # How results are shown, stored and logged changes no result.
 PLUMBING = {
     f"assets.{name}"
-    for name in ("home", "partitions", "plots", "progress", "settings", "stage", "storage", "tracking", "versions")
+    for name in (
+        "home",
+        "partitions",
+        "plots",
+        "progress",
+        "settings",
+        "stage",
+        "storage",
+        "tracking",
+        "versions",
+        "workers",
+    )
 }
 
 
@@ -68,6 +79,11 @@ def _modules(*modules: str) -> dict[str, str]:
             reached.add(name)
             waiting += _imports(name)
     return {name: _module_version(name) for name in sorted(reached)}
+
+
+def modules_version(*modules: str) -> str:
+    """Version of modules and of everything of this project that they import."""
+    return fingerprint.settings_version(_modules(*modules))
 
 
 def package(name: str) -> list[str]:
@@ -209,6 +225,10 @@ SETTINGS: dict[str, Callable[[Dataset], dict[str, Any]]] = {
     "subspace": _group("subspace"),
     "index": _group("index"),
     "fusion": _group("fusion"),
+    "evidence": lambda settings: {"evidence": settings.evidence.model_dump(include={"seeds"})},
+    "sensitivity": lambda settings: {
+        "evidence": settings.evidence.model_dump(include={"sensitivity", "sensitivity_seeds"})
+    },
 }
 
 

@@ -252,6 +252,9 @@ class SubspaceSettings(Closed):
 
     dictionary_size: int = Field(800, ge=1, description="k_s: candidates nearest to the target.")
     sparsity: int = Field(10, ge=1, description="k_o: rounds of OMP.")
+    user_sparsity: int | None = Field(None, ge=1, description="k_o of C^U. Default: `sparsity`.")
+    item_sparsity: int | None = Field(None, ge=1, description="k_o of C^I. Default: `sparsity`.")
+    user_item_sparsity: int | None = Field(None, ge=1, description="k_o of C^UI. Default: `sparsity`.")
 
 
 class IndexSettings(Closed):

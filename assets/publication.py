@@ -1,0 +1,79 @@
+"""The report on a dataset: one page, and the same as Markdown, with every table and figure that there is."""
+
+import hashlib
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from assets import home, tracking
+from assets.comparisons import TABLES, cost
+from assets.replicates import REPLICATES, stored_replicates
+from assets.settings import Dataset, partition_of, settings_of
+from assets.stage import Result, StageError, stage
+from assets.storage import stored_path
+from pipeline import parquet
+from pipeline.interactions import SPLITS
+
+# In the order in which they are shown.
+PARTS = (
+    "comparison", "significance", "table_1", "table_2", "ablations", "sensitivity", "leak_audit", "fusion_audit",
+    "breakdown", "lists", "item_map", "item_map_purity",
+)  # fmt: skip
+
+
+def report_path(name: str) -> Path:
+    """Folder of a dataset's report: `report.html`, `report.md`, `figures/`."""
+    return home.home() / "reports" / name
+
+
+@stage(
+    group="evidence",
+    code=[],
+    reads=[*(dg.AssetKey(name) for name in PARTS), *TABLES, *REPLICATES],
+    whatever_there_is=True,
+)
+def report(context: dg.AssetExecutionContext) -> Result:
+    """A page that needs no network, and the same as Markdown: every table and figure that there is of a dataset."""
+    from assets.report import render
+
+    name, settings = partition_of(context)["dataset"], settings_of(context)
+    paths = {part: stored_path(dg.AssetKey(part), name) for part in PARTS}
+    tables = {part: parquet.read_table(path) for part, path in paths.items() if path.exists()}
+    if not tables:
+        raise StageError(f"there is nothing to report on {name} yet; start with: scale report -d {name}")
+    tables["cost"] = cost(name)
+    folder = report_path(name)
+    page = render(f"{settings.title}: evidence", _facts(name, settings), tables, folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    written = pl.DataFrame(
+        {
+            "file": [path.relative_to(folder).as_posix() for path in files],
+            "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
+        }
+    )
+    tracking.log_folder(f"{name} evidence", "report", folder)
+    return Result(written, {"page": dg.MetadataValue.path(page), "tables": ", ".join(tables)})
+
+
+def _facts(name: str, settings: Dataset) -> dict[str, object]:
+    """What a reader needs to place the numbers."""
+    users, items, pairs = (parquet.read_table(stored_path(key, name)) for key in TABLES)
+    splits = dict(pairs.group_by("split").len().iter_rows())
+    encoder = settings.embeddings.model if settings.embeddings.encoder == "sentence-transformers" else "LSA"
+    runs = stored_replicates(name, "replicate_runs")
+    seeds = sorted({seed for table in runs.values() for seed in table["seed"]})
+    return {
+        "Dataset": settings.title,
+        "Users": users.height,
+        "Items": items.height,
+        "Interactions": pairs.height,
+        "Split": f"{settings.interactions.split}: " + " / ".join(f"{splits[part]:,}" for part in SPLITS),
+        "Profiles": f"{settings.profiles.backend}, from {settings.profiles.history} histories",
+        "Encoder": Path(encoder).name,
+        "Fusion (eq. 6)": f"{settings.fusion.operator}, of modalities {settings.fusion.modality_operator}",
+        "Models": len(runs),
+        "Seeds": ", ".join(map(str, seeds)),
+        "Evaluation": "all items ranked, training items masked; validation picks the epoch, test is read once",
+        "Code": tracking.git_commit(),
+    }

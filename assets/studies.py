@@ -1,0 +1,244 @@
+"""Studies of SCALE on a dataset: ablations, audits of the leak and of eq. 6, sensitivity, a map of its items.
+
+Each trains variants of it; a variant that two studies share is trained once (see `trials`).
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+
+from assets.progress import Progress
+from assets.replicates import REPLICATES, frame, spread, stored_replicates
+from assets.settings import SUBJECT, overrides_of, partition_of, settings_of
+from assets.stage import Result, stage
+from assets.storage import stored_path
+from assets.training import group_of, inputs_of
+from assets.trials import Outcome, Trial, run, seeds_of, trial_items
+from assets.variants import varied
+from model.registry import MODELS
+from pipeline import parquet
+
+READS = [group_of(SUBJECT).settings_key, *(dg.AssetKey(name) for name in inputs_of(group_of(SUBJECT)))]
+
+# The variants of Fig. 4a. Without SAG the relation alignment still draws from the pursuits' supports.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "SCALE": {},
+    "w/o LLM": {"profiles.backend": "metadata"},
+    "w/o L_align_s": {"models.scale.semantic_weight": 0.0},
+    "w/o L_align_r": {"models.scale.relation_weight": 0.0},
+    "w/o SAG": {"fusion.graphs": "similarity"},
+    "w/o FSG": {"fusion.graphs": "subspace"},
+    "w/o inter": {"fusion.blocks": "intra"},
+    "w/o intra": {"fusion.blocks": "inter"},
+}
+FUSIONS: dict[str, dict[str, Any]] = {
+    "intersection (eq. 6 as printed)": {"fusion.operator": "intersection", "fusion.modality_operator": "intersection"},
+    "intersection, union of modalities": {"fusion.operator": "intersection", "fusion.modality_operator": "union"},
+    "union": {"fusion.operator": "union", "fusion.modality_operator": "union"},
+}
+HISTORIES: dict[str, dict[str, Any]] = {name: {"profiles.history": name} for name in ("train", "all")}
+
+VARIANTS = {
+    "variant": pl.String, "metric": pl.String, "mean": pl.Float64, "sd": pl.Float64, "seeds": pl.Int64,
+    "difference": pl.Float64, "t_test": pl.Float64,
+}  # fmt: skip
+EDGES = ("edges_uu", "edges_ui", "edges_ii")
+FUSION_AUDIT = {
+    "variant": pl.String, **dict.fromkeys(EDGES, pl.Int64), "isolated_nodes": pl.Int64, "metric": pl.String,
+    "mean": pl.Float64, "sd": pl.Float64, "seeds": pl.Int64,
+}  # fmt: skip
+SENSITIVITY = {
+    "panel": pl.Int64, "setting": pl.String, "value": pl.Float64, "setting_2": pl.String, "value_2": pl.Float64,
+    "metric": pl.String, "mean": pl.Float64, "sd": pl.Float64, "seeds": pl.Int64,
+}  # fmt: skip
+MAPPED = ("scale", "lightgcn", "freedom")  # the paper's Figs. 1, 3 and 4
+MAP_ITEMS, MAP_CATEGORIES, NEIGHBOURS = 2_000, 8, 10
+ITEM_MAP = {
+    "system": pl.String, "item": pl.Int32, "title": pl.String, "category": pl.String, "x": pl.Float32, "y": pl.Float32,
+}  # fmt: skip
+PURITY = {"system": pl.String, "purity": pl.Float64, "silhouette": pl.Float64}
+
+
+@stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS)
+def ablations(context: dg.AssetExecutionContext, progress: Progress) -> Result:
+    """SCALE without each of its parts in turn (Fig. 4a), over all seeds."""
+    found = _variants(context, progress, "ablations", ABLATIONS, settings_of(context).evidence.seeds)
+    return Result(frame(_against(found["SCALE"], found), VARIANTS))
+
+
+@stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS)
+def leak_audit(context: dg.AssetExecutionContext, progress: Progress) -> Result:
+    """What it is worth to SCALE if user profiles are written from held-out interactions, too."""
+    found = _variants(context, progress, "leak audit", HISTORIES, settings_of(context).evidence.seeds)
+    return Result(frame(_against(found["train"], found), VARIANTS).rename({"variant": "history"}))
+
+
+@stage(group="evidence", code=["pipeline.graphs.fusion"], settings=["evidence"], reads=READS)
+def fusion_audit(context: dg.AssetExecutionContext, progress: Progress) -> Result:
+    """Eq. 6 as an intersection and as a union: edges, isolated nodes, metrics."""
+    from pipeline.graphs.fusion import graph_summary
+
+    rows: list[dict[str, Any]] = []
+    found = _variants(context, progress, "fusion audit", FUSIONS, settings_of(context).evidence.seeds)
+    for name, variant in found.items():
+        inputs = variant.outcomes[0].trial.inputs
+        blocks = parquet.read_graph(inputs["user_item_subspace_graph"].path).shape
+        summary = graph_summary(parquet.read_graph(inputs["semantic_graph"].path), blocks)
+        about = {"isolated_nodes": summary["isolated"], **{edges: summary[edges] for edges in EDGES}}
+        rows += [{"variant": name, **about, **row} for row in variant.means()]
+    return Result(frame(rows, FUSION_AUDIT))
+
+
+@stage(group="evidence", code=[], settings=["sensitivity"], reads=READS)
+def sensitivity(context: dg.AssetExecutionContext, progress: Progress) -> Result:
+    """How SCALE answers to its settings (Fig. 5): weights, negatives, sparsity of each graph, layers."""
+    settings = settings_of(context).evidence
+    points = {
+        (number, *values): dict(zip(panel, values, strict=True))
+        for number, panel in enumerate(settings.sensitivity, start=1)
+        for values in itertools.product(*panel.values())
+    }
+    names = {point: ", ".join(f"{key}={value}" for key, value in changes.items()) for point, changes in points.items()}
+    plan = {names[point]: changes for point, changes in points.items()}
+    found = _variants(context, progress, "sensitivity", plan, settings.sensitivity_seeds)
+    rows = []
+    for point, changes in points.items():
+        (setting, value), *second = changes.items()
+        setting_2, value_2 = second[0] if second else (None, None)
+        about = {"panel": point[0], "setting": setting, "value": value, "setting_2": setting_2, "value_2": value_2}
+        rows += [{**about, **row} for row in found[names[point]].means()]
+    return Result(frame(rows, SENSITIVITY))
+
+
+@stage(
+    group="evidence",
+    code=[],
+    tables={
+        "item_map": "t-SNE of item representations by category: SCALE, the same without L_align_r, LightGCN, FREEDOM.",
+        "item_map_purity": "How well the representations themselves keep categories together: k-NN purity, silhouette.",
+    },
+    reads=[*REPLICATES, dg.AssetKey("item_metadata")],
+    whatever_there_is=True,
+)
+def item_maps(context: dg.AssetExecutionContext, progress: Progress) -> dict[str, Result]:
+    """Where the items of the commonest categories lie (Figs. 1, 3, 4); empty where items have no categories."""
+    name = partition_of(context)["dataset"]
+    runs = stored_replicates(name, "replicate_runs")
+    items = with_category(parquet.read_table(stored_path(dg.AssetKey("item_metadata"), name)))
+    systems: dict[str, np.ndarray] = {}
+    if items.height:
+        systems = {MODELS[model].title: trial_items(name, runs[model]["trial"][0]) for model in MAPPED if model in runs}
+        if SUBJECT in runs:
+            without = "w/o L_align_r"
+            variant = _variants(context, progress, "item map", {without: ABLATIONS[without]}, 1)[without]
+            systems |= {outcome.trial.label: outcome.items for outcome in variant.outcomes}
+    own = {system: vectors[items["item"].to_numpy()] for system, vectors in systems.items()}
+    purity = [{"system": system, **cohesion(vectors, items["category"].to_numpy())} for system, vectors in own.items()]
+    places = [_places(system, vectors, items) for system, vectors in own.items()]
+    return {
+        "item_map": Result(pl.concat([pl.DataFrame(schema=ITEM_MAP), *places])),
+        "item_map_purity": Result(frame(purity, PURITY)),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------- variants
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """Trainings of SCALE with some settings changed, one a seed."""
+
+    outcomes: list[Outcome]
+
+    def means(self) -> list[dict[str, Any]]:
+        """One row a metric: mean and sd over seeds."""
+        records = [outcome.record["test"] for outcome in self.outcomes]
+        return [{"metric": name, **spread([record[name] for record in records])} for name in records[0]]
+
+
+def _variants(
+    context: dg.AssetExecutionContext, progress: Progress, label: str, plan: Mapping[str, Mapping[str, Any]], seeds: int
+) -> dict[str, _Variant]:
+    """Train every variant of a plan (name -> settings by dotted key) with `seeds` seeds, all of them together."""
+    name, base, settings = partition_of(context)["dataset"], overrides_of(context), settings_of(context)
+    trials: dict[str, list[Trial]] = {}
+    for variant, changes in plan.items():
+        inputs = varied(context.instance, name, base, changes, inputs_of(group_of(SUBJECT)))
+        title = f"{MODELS[SUBJECT].title} {variant}" if changes else MODELS[SUBJECT].title
+        trials[variant] = seeds_of(name, SUBJECT, title, {**base, **changes}, inputs, seeds)
+    together = [trial for each in trials.values() for trial in each]
+    outcomes = iter(run(together, settings.evidence.parallel, progress.bar(context, label)))
+    return {variant: _Variant(list(itertools.islice(outcomes, len(each)))) for variant, each in trials.items()}
+
+
+def _against(reference: _Variant, variants: Mapping[str, _Variant]) -> list[dict[str, Any]]:
+    """Rows of every variant: means, and the difference to the reference with its p-value after Holm."""
+    from model.significance import compare_seeds, holm
+
+    base = [outcome.evaluation for outcome in reference.outcomes]
+    tests = {
+        name: compare_seeds(base, [outcome.evaluation for outcome in variant.outcomes])
+        for name, variant in variants.items()
+        if variant is not reference
+    }
+    rows = []
+    for name, variant in variants.items():
+        for row in variant.means():
+            p_values = holm({other: test[row["metric"]].t_test for other, test in tests.items()})
+            difference = tests[name][row["metric"]].difference if name in tests else None
+            rows.append({"variant": name, **row, "difference": difference, "t_test": p_values.get(name)})
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------- a map of items
+
+
+def with_category(items: pl.DataFrame) -> pl.DataFrame:
+    """At most 2,000 items, spread evenly over the ids, of the eight commonest categories: item, title, category.
+
+    A category that more than half of the items have tells nothing apart. An item of several gets its commonest one.
+    """
+    exploded = items.select("item", "title", category="categories").explode("category").drop_nulls("category")
+    sizes = exploded.group_by("category").agg(size=pl.col("item").n_unique()).filter(pl.col("size") * 2 <= items.height)
+    common = sizes.sort("size", "category", descending=[True, False]).head(MAP_CATEGORIES)
+    chosen = (
+        exploded.join(common, on="category")
+        .sort("size", "category", descending=[True, False], maintain_order=True)
+        .unique("item", keep="first", maintain_order=True)
+        .sort("item")
+    )
+    return chosen.gather_every(max(1, -(-chosen.height // MAP_ITEMS))).select("item", "title", "category")
+
+
+def cohesion(vectors: np.ndarray, categories: np.ndarray) -> dict[str, float]:
+    """How well categories stay together among vectors (n, d), by cosine.
+
+    Returns
+    -------
+    `purity`: mean share of an item's ten nearest that are of its category. `silhouette`: Rousseeuw (1987).
+    """
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
+    nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(vectors) - 1), metric="cosine").fit(vectors)
+    found = nearest.kneighbors(return_distance=False)  # an item is no neighbour of its own
+    return {
+        "purity": float((categories[found] == categories[:, None]).mean()),
+        "silhouette": float(silhouette_score(vectors, categories, metric="cosine")),
+    }
+
+
+def _places(system: str, vectors: np.ndarray, items: pl.DataFrame) -> pl.DataFrame:
+    """Items with their places by t-SNE (van der Maaten & Hinton 2008) on cosine distances."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    found = TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=0).fit_transform(vectors)
+    return items.select(
+        pl.lit(system).alias("system"), "item", "title", "category", x=pl.Series(found[:, 0]), y=pl.Series(found[:, 1])
+    )

@@ -1,0 +1,244 @@
+"""Trainings for evidence: a model with some settings and a seed, trained once, and its metrics kept.
+
+A trial is named by everything that its result depends on: the data versions of what it reads, its settings, its code.
+So one that was done is never done again, whichever table asks for it, and an edit costs the trials that it reaches.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from assets import home, tracking, workers
+from assets.settings import Dataset, dataset, training_config
+from assets.storage import read
+from assets.training import build, group_of, inputs_of, logged_settings, rec_data
+from assets.variants import Stored
+from assets.versions import model_content, modules_version
+from pipeline import fingerprint, parquet
+
+if TYPE_CHECKING:
+    from model.base import RecData
+    from model.metrics import Evaluation
+
+TOP = 20  # items of a user's list that are kept
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training.
+
+    Parameters
+    ----------
+    label
+        What it is in words: a model's title, or a variant's name.
+    overrides
+        Settings on top of the dataset's, by dotted key; the seed among them.
+    inputs
+        What the model reads, by asset.
+    """
+
+    dataset: str
+    model: str
+    label: str
+    overrides: Mapping[str, Any]
+    inputs: Mapping[str, Stored]
+
+    @cached_property
+    def settings(self) -> Dataset:
+        return dataset(self.dataset, self.overrides)
+
+    @property
+    def seed(self) -> int:
+        return training_config(self.model, self.settings).seed
+
+    @cached_property
+    def identity(self) -> str:
+        versions = {name: result.version for name, result in self.inputs.items()}
+        return fingerprint.settings_version(
+            [versions, model_content(self.model, self.settings), modules_version("model.training")]
+        )
+
+    @property
+    def folder(self) -> Path:
+        return _folder(self.dataset, self.identity)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial left.
+
+    Attributes
+    ----------
+    record
+        `seed`, `validation` and `test` (metric -> mean), `best_epoch`, `epochs`, `seconds` of training, `run_id`, and
+        `peak_memory_gb` of the process (10^9 bytes).
+    """
+
+    trial: Trial
+    record: Mapping[str, Any]
+
+    @property
+    def users(self) -> pl.DataFrame:
+        """user i32, metrics f64, `top` list[i32]: the best items, best first, of each user with a test item."""
+        return parquet.read_table(self.trial.folder / "users.parquet")
+
+    @property
+    def items(self) -> np.ndarray:
+        """Final item embeddings, (N, d) float32."""
+        return trial_items(self.trial.dataset, self.trial.identity)
+
+    @property
+    def evaluation(self) -> "Evaluation":
+        from model.metrics import Evaluation
+
+        table = self.users.drop("top")
+        return Evaluation(
+            table["user"].to_numpy(), {name: table[name].to_numpy() for name in table.columns if name != "user"}
+        )
+
+
+def trial_items(name: str, identity: str) -> np.ndarray:
+    """Final item embeddings of a trial that was done, (N, d) float32."""
+    return parquet.read_array(_folder(name, identity) / "items.parquet")
+
+
+def trial_record(name: str, identity: str) -> dict[str, Any]:
+    """`Outcome.record` of a trial that was done."""
+    found: dict[str, Any] = json.loads((_folder(name, identity) / "trial.json").read_text())
+    return found
+
+
+def seeds_of(
+    name: str, model: str, label: str, overrides: Mapping[str, Any], inputs: Mapping[str, Stored], seeds: int
+) -> list[Trial]:
+    """Trials that differ in the seed alone: the one that is set, and those after it."""
+    first = training_config(model, dataset(name, overrides)).seed
+    key = f"models.{model}.training.seed"
+    needed = {asset: inputs[asset] for asset in inputs_of(group_of(model))}
+    return [Trial(name, model, label, {**overrides, key: first + extra}, needed) for extra in range(seeds)]
+
+
+def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -> list[Outcome]:
+    """Do those trials that have not been done, `parallel` at a time; outcomes in the order given.
+
+    Parameters
+    ----------
+    progress
+        Called with (done, total, detail) whenever a trial ends.
+
+    Raises
+    ------
+    TrainingError, DataError
+        A training that cannot give a result; those that were done are kept.
+    """
+    todo = {trial.identity: trial for trial in trials if _done(trial) is None}
+    done = len({trial.identity for trial in trials}) - len(todo)
+    total = done + len(todo)
+    if todo:
+        tracking.connect(_experiment(trials[0].dataset))  # by one process, before several ask for it
+    progress(done, total, f"{done} were there already" if done else "")
+
+    def advance(trial: Trial) -> None:
+        nonlocal done
+        done += 1
+        progress(done, total, f"{trial.label}, seed {trial.seed}")
+
+    if parallel == 1:
+        for trial in todo.values():
+            _train(trial, parallel)
+            advance(trial)
+    elif todo:
+        waiting: dict[Future[None], Trial] = {
+            _pool(parallel).submit(_train, trial, parallel): trial for trial in todo.values()
+        }
+        try:
+            for finished in as_completed(waiting):
+                finished.result()
+                advance(waiting[finished])
+        except BaseException:
+            for each in waiting:
+                each.cancel()
+            raise
+    found = [_done(trial) for trial in trials]
+    return [outcome for outcome in found if outcome is not None]
+
+
+@cache
+def _pool(parallel: int) -> ProcessPoolExecutor:
+    """Processes for all trials of this process: each takes seconds to start."""
+    return workers.pool(parallel)
+
+
+def _folder(name: str, identity: str) -> Path:
+    return home.home() / "trials" / name / identity
+
+
+def _experiment(name: str) -> str:
+    return f"{name} evidence"
+
+
+def _done(trial: Trial) -> Outcome | None:
+    record = trial.folder / "trial.json"
+    return Outcome(trial, json.loads(record.read_text())) if record.exists() else None
+
+
+def _train(trial: Trial, parallel: int) -> None:
+    """Train, measure test once, keep metrics, lists and item embeddings; the record comes last."""
+    from model.metrics import recommend
+    from model.training import train
+
+    settings = trial.settings
+    config = workers.share(training_config(trial.model, settings), parallel)
+    data = _data(trial.dataset, trial.model, tuple((name, each.path) for name, each in trial.inputs.items()))
+    model = build(trial.model, data, settings)
+    checkpoint = home.home() / "checkpoints" / trial.dataset / f"trial-{trial.identity}.safetensors"
+    tags = {"dataset": trial.dataset, "model": trial.model, "variant": trial.label, "trial": trial.identity}
+    logged = {**logged_settings(settings, model, trial.model), "training": config.model_dump(mode="json")}
+    name = f"{trial.label} seed {config.seed}"
+    peak = workers.peak_memory()
+    with tracking.brief_run(tracking.connect(_experiment(trial.dataset)), name, logged, tags) as run:
+
+        def on_epoch(record: Any) -> None:
+            run.log({f"loss_{term}": value for term, value in record.losses.items()}, record.epoch)
+            run.log({f"valid_{metric}": value for metric, value in (record.validation or {}).items()}, record.epoch)
+
+        result = train(model, data, config, on_epoch=on_epoch, checkpoint=checkpoint, fingerprint=trial.identity)
+        seconds = sum(record.seconds for record in result.history)
+        run.log({f"test_{metric}": value for metric, value in result.test.means.items()})
+        run.log({"best_epoch": result.best_epoch, "training_seconds": seconds})
+    top = recommend(result.user_embeddings, result.item_embeddings, data.train, TOP)[0][result.test.users]
+    users = pl.DataFrame(
+        {"user": result.test.users.astype(np.int32), **result.test.per_user, "top": top.astype(np.int32)},
+        schema_overrides={"top": pl.List(pl.Int32)},
+    )
+    parquet.write_table(users, trial.folder / "users.parquet")
+    parquet.write_array(result.item_embeddings, trial.folder / "items.parquet")
+    record = {
+        "model": trial.model,
+        "label": trial.label,
+        "seed": config.seed,
+        "validation": result.validation,
+        "test": result.test.means,
+        "best_epoch": result.best_epoch,
+        "epochs": len(result.history),
+        "stopped_by": result.stopped_by,
+        "seconds": seconds,
+        "peak_memory_gb": peak(),
+        "run_id": run.run_id,
+    }
+    with parquet.atomic_path(trial.folder / "trial.json") as path:
+        path.write_text(json.dumps(record, indent=1))
+    checkpoint.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=4)  # seeds of one model, and most variants, read the same
+def _data(name: str, model: str, paths: tuple[tuple[str, Path], ...]) -> "RecData":
+    kinds = inputs_of(group_of(model))
+    return rec_data(name, {asset: read(path, kinds[asset]) for asset, path in paths})

@@ -1,0 +1,207 @@
+"""The report and what stands behind it: what is trained, what is reused, and what is left alone."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.testing import assert_allclose
+
+from assets.home import store
+from assets.studies import cohesion, with_category
+from pipeline import parquet
+
+FEW = {
+    "evidence.seeds": 2,
+    "training.epochs": 2,
+    "evidence.sensitivity": [
+        {"models.scale.negatives": [1, 2]},
+        {"subspace.user_sparsity": [2, 5]},
+        {"models.scale.interaction_layers": [1, 2], "models.scale.semantic_layers": [1]},
+    ],
+}
+MODELS = ["scale", "lightgcn"]
+
+
+def refresh(pipeline, **changes: Any):
+    from assets.progress import Progress
+    from assets.refresh import Refresh
+
+    overrides = {**FEW, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return Refresh(pipeline.instance, "tiny", overrides, MODELS, Progress(), targets="evidence")
+
+
+def table(name: str) -> pl.DataFrame:
+    return parquet.read_table(store() / name / "tiny.parquet")
+
+
+def trials() -> dict[str, dict[str, Any]]:
+    """Records of all trials, by folder."""
+    folder = store().parent / "trials" / "tiny"
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/trial.json")}
+
+
+def files() -> dict[str, tuple[int, int]]:
+    """Size and time of every file of the dataset's own results."""
+    return {
+        path.relative_to(store()).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in store().rglob("*.parquet")
+    }
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory, built: Path, open_pipeline) -> Path:
+    """Home folder with a report on `tiny`; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("reported") / "home"
+    shutil.copytree(built, folder)
+    with open_pipeline(folder) as pipeline:
+        pipeline.run(**{"training.epochs": 2})
+        own = files()
+        refresh(pipeline).run()
+        kept = files()
+        assert {name: kept[name] for name in own} == own  # variants were made elsewhere
+        assert len(kept) > len(own)
+    return folder
+
+
+@pytest.fixture
+def report(reported: Path, open_pipeline):
+    """The pipeline with its report; for reading."""
+    with open_pipeline(reported) as pipeline:
+        yield pipeline
+
+
+@pytest.mark.slow
+def test_a_replicate_is_the_training_with_its_seed(report):
+    for group, model in (("interactions", "lightgcn"), ("semantic_graph", "scale")):
+        own = parquet.read_table(store() / group / "user_metrics" / "tiny" / f"{model}.parquet")
+        replicate = parquet.read_table(store() / group / "replicates" / "tiny" / f"{model}.parquet")
+        assert replicate["seed"].unique().sort().to_list() == [0, 1]
+        first = replicate.filter(pl.col("seed") == 0).drop("seed", "top")
+        assert first.equals(own.select(first.columns))
+
+
+@pytest.mark.slow
+def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
+    comparison = table("comparison")
+    assert set(comparison["model"]) == set(MODELS)
+    own = [record["test"]["recall_at_20"] for record in trials().values() if record["label"] == "LightGCN"]
+    row = comparison.filter((pl.col("model") == "lightgcn") & (pl.col("metric") == "recall_at_20"))
+    assert row["seeds"].item() == len(own) == 2
+    assert_allclose(row.select("mean", "sd").row(0), [np.mean(own), np.std(own, ddof=1)])
+    significance = table("significance")
+    assert set(zip(significance["model"], significance["against"], strict=True)) == {("scale", "lightgcn")}
+
+    ablations = table("ablations").filter(pl.col("metric") == "recall_at_20")
+    assert ablations["variant"].to_list() == [
+        "SCALE", "w/o LLM", "w/o L_align_s", "w/o L_align_r", "w/o SAG", "w/o FSG", "w/o inter", "w/o intra",
+    ]  # fmt: skip
+    assert ablations["mean"].n_unique() > 4  # the variants differ
+    full = comparison.filter((pl.col("model") == "scale") & (pl.col("metric") == "recall_at_20"))["mean"].item()
+    assert ablations["mean"][0] == pytest.approx(full)
+    assert_allclose(ablations["difference"][1:].to_numpy(), ablations["mean"][1:].to_numpy() - full)
+
+    fusion = table("fusion_audit").filter(pl.col("metric") == "recall_at_20")
+    stored = parquet.read_graph(store() / "semantic_graph" / "tiny.parquet")
+    edges = fusion.select(pl.sum_horizontal("edges_uu", "edges_ii", pl.col("edges_ui") * 2)).to_series().to_list()
+    assert edges[-1] == stored.nnz
+    assert edges[0] < edges[1] < edges[2]
+
+    sensitivity = table("sensitivity").filter(pl.col("metric") == "recall_at_20")
+    assert sensitivity.select("panel", "value", "value_2").rows() == [
+        (1, 1, None), (1, 2, None), (2, 2, None), (2, 5, None), (3, 1, 1), (3, 2, 1),
+    ]  # fmt: skip
+    assert table("leak_audit")["history"].unique(maintain_order=True).to_list() == ["train", "all"]
+    breakdown = table("breakdown")
+    users = breakdown.filter((pl.col("axis") == "activity") & (pl.col("metric") == "recall_at_20"))
+    assert set(users.group_by("model").agg(pl.col("count").sum())["count"]) == {comparison["users"][0]}
+    assert set(table("item_map")["system"]) == {"SCALE", "SCALE w/o L_align_r", "LightGCN"}
+    assert (report.folder / "reports" / "tiny" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_variant_that_two_studies_share_is_trained_once(report):
+    seeds: dict[str, list[int]] = {}
+    for record in trials().values():
+        seeds.setdefault(record["label"], []).append(record["seed"])
+    assert sorted(seeds["SCALE"]) == [0, 1]  # by replicates, ablations and audits
+    assert sorted(seeds["SCALE w/o L_align_r"]) == [0, 1]  # by the ablations; the map of items takes the first
+
+
+@pytest.mark.slow
+def test_a_second_report_trains_nothing_and_an_edit_what_it_reaches(reported, tmp_path, open_pipeline):
+    copied = tmp_path / "home"
+    shutil.copytree(reported, copied)
+    with open_pipeline(copied) as pipeline:
+        assert refresh(pipeline).run().ran == []
+
+        before = trials()
+        ran = {ran.node.name for ran in refresh(pipeline, models__lightgcn={"layers": 1}).run().ran}
+        assert {"replicates (lightgcn)", "comparison", "report"} <= ran
+        assert not {"replicates (scale)", "ablations", "sensitivity"} & ran
+        new = [record for name, record in trials().items() if name not in before]
+        assert [(record["model"], record["seed"]) for record in sorted(new, key=lambda record: record["seed"])] == [
+            ("lightgcn", 0), ("lightgcn", 1),
+        ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(report, tmp_path):
+    from assets.training import group_of, inputs_of
+    from assets.trials import run, seeds_of
+    from assets.variants import stored
+
+    inputs = stored(report.instance, "tiny", inputs_of(group_of("lightgcn")))
+    alone = run(seeds_of("tiny", "lightgcn", "LightGCN", FEW, inputs, 2), 1, lambda *_: None)
+    # Patience does not matter in two epochs, but it makes other trials of these.
+    again = seeds_of("tiny", "lightgcn", "LightGCN", {**FEW, "training.patience": 19}, inputs, 2)
+    together = run(again, 2, lambda *_: None)
+    for one, other in zip(alone, together, strict=True):
+        assert one.trial.folder != other.trial.folder
+        assert one.users.equals(other.users)
+
+
+@pytest.mark.slow
+def test_a_variant_runs_only_what_its_settings_reach_and_stops_where_nothing_changed(report):
+    from assets.variants import stored, varied
+
+    names = ["user_subspace_graph", "item_subspace_graph", "user_text_embeddings", "semantic_graph"]
+    own = stored(report.instance, "tiny", names)
+    changed = varied(report.instance, "tiny", FEW, {"subspace.user_sparsity": 3}, names)
+    assert {name for name in names if changed[name] != own[name]} == {"user_subspace_graph", "semantic_graph"}
+    # Asked for again, the default's own value: every stage that ran came out the same.
+    assert varied(report.instance, "tiny", FEW, {"subspace.user_sparsity": 5}, names) == own
+
+
+def test_evidence_is_left_out_of_a_plain_refresh(report):
+    from assets.progress import Progress
+    from assets.refresh import Refresh
+
+    names = {node.name for node in Refresh(report.instance, "tiny", FEW, None, Progress()).nodes}
+    assert "trained_model (scale)" in names
+    assert not {"replicates (scale)", "comparison", "ablations", "report"} & names
+
+
+# ------------------------------------------------------------------------------------------------- the map of items
+
+
+def test_an_item_goes_by_its_commonest_telling_category():
+    categories = [["All", "A"], ["All", "A", "B"], ["All", "B"], ["All", "A"], ["All"], ["All", "C"], ["All"], None]
+    items = pl.DataFrame({"item": range(8), "title": [f"t{i}" for i in range(8)], "categories": categories})
+    found = with_category(items)
+    assert found.select("item", "category").rows() == [(0, "A"), (1, "A"), (2, "B"), (3, "A"), (5, "C")]
+
+
+def test_cohesion_is_one_for_separate_categories_and_chance_for_random_ones():
+    rng = np.random.default_rng(0)
+    categories = np.repeat(["a", "b", "c"], 40)
+    apart = np.repeat(np.eye(3), 40, axis=0) + 0.01 * rng.standard_normal((120, 3))
+    found = cohesion(apart, categories)
+    assert found["purity"] == 1
+    assert found["silhouette"] > 0.9
+    random = cohesion(rng.standard_normal((120, 3)), categories)
+    assert random["purity"] == pytest.approx(1 / 3, abs=0.08)
+    assert abs(random["silhouette"]) < 0.1
