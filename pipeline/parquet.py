@@ -8,6 +8,7 @@ renamed, so a file that exists is whole.
 import json
 import os
 import platform
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -39,14 +40,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     What a killed process left behind for the same `path` is deleted first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    delete_leftovers(path.parent, path.name)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{_host()}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """`atomic_path` for a folder: give an empty one that on success takes the place of `path` and all in it."""
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            old = path.rename(_temporary(path))
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that no other process gives; what killed ones left behind for `path` is deleted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(path.parent, path.name)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{_host()}.{os.getpid()}.tmp")
 
 
 def delete_leftovers(folder: Path, name: str = "*") -> None:
@@ -57,7 +80,9 @@ def delete_leftovers(folder: Path, name: str = "*") -> None:
     for leftover in folder.glob(f".{name}.*.tmp"):
         *_, host, process, _ = leftover.name.split(".")
         abandoned = not _is_running(int(process)) if host == _host() else _age(leftover) > _ABANDONED_SECONDS
-        if abandoned:
+        if abandoned and leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        elif abandoned:
             leftover.unlink(missing_ok=True)
 
 

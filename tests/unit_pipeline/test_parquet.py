@@ -63,14 +63,33 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
     assert parquet.read_table(path)["a"].to_list() == [1]
 
 
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    folder = tmp_path / "report"
+    for name in ("first", "second"):
+        with parquet.atomic_folder(folder) as temporary:
+            (temporary / name).write_text(name)
+    assert [path.name for path in folder.iterdir()] == ["second"]
+
+    def interrupted() -> None:
+        with parquet.atomic_folder(folder) as temporary:
+            (temporary / "third").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     host = platform.node().replace(".", "-")
     dead, alive = (tmp_path / f".table.parquet.x.{host}.{pid}.tmp" for pid in (process.pid, os.getpid()))
     other = tmp_path / f".other.parquet.x.{host}.{process.pid}.tmp"
-    for leftover in (dead, alive, other):
+    for leftover in (alive, other):
         leftover.touch()
+    (dead / "folder").mkdir(parents=True)
     parquet.write_table(pl.DataFrame({"a": [1]}), tmp_path / "table.parquet")
     assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
     parquet.delete_leftovers(tmp_path)

@@ -1,0 +1,248 @@
+"""The sections of a report, each from its table: what it says, shows and draws."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import polars as pl
+
+from assets import figures
+from assets.charts import OWN, Chart, with_spread
+from assets.figures import headline, metric_title
+from assets.tables import SIGNIFICANT, Column, Table, wide
+
+RISING = ("recall", "ndcg", "coverage")  # beginnings of the names of metrics of which more is better for sure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a title, a paragraph, tables and charts. `name` is unique in it."""
+
+    name: str
+    title: str
+    text: str
+    tables: tuple[Table, ...]
+    charts: tuple[Chart, ...] = ()
+
+
+def comparison(table: pl.DataFrame) -> Section:
+    """Every model's test metrics."""
+    charts = tuple(figures.models(table, metric) for metric in headline(table))
+    text = (
+        f"{_count(table['model'], 'model')} trained and tested on one split, {_range(table['users'])} users with "
+        f"held-out items, {_range(table['seeds'])} seeds each. {_standing(table)}"
+    )
+    shown = _metrics(table, ("model", "title", "seeds"), (Column("model", "title", "text"),))
+    return Section("comparison", "Models", text, (shown,), charts)
+
+
+def significance(table: pl.DataFrame) -> Section:
+    """Paired tests between models, one table a metric."""
+    below = table.filter(pl.col("t_test") < SIGNIFICANT)
+    text = (
+        "Differences between two models on the same users, each user's value being the mean over seeds. p-values are "
+        "of the paired t-test and of Wilcoxon's signed-rank test, after Holm's correction; those below 0.05 are bold. "
+        f"By the t-test {len(below)} of {len(table)} differences are significant."
+    )
+    columns = (
+        Column("model", "title", "text"),
+        Column("against", "against_title", "text"),
+        Column("difference", "difference", "signed"),
+        Column("95 % interval", "low", "interval", "high"),
+        Column("effect size (d_z)", "effect_size", "signed"),
+        Column("p (t-test)", "t_test", "p"),
+        Column("p (Wilcoxon)", "wilcoxon", "p"),
+    )
+    shown = [
+        Table(metric_title(part["metric"][0]), part.drop("model"), columns)
+        for part in table.partition_by("metric", maintain_order=True)
+    ]
+    return Section("significance", "Significance", text, tuple(shown))
+
+
+def published(table: pl.DataFrame, number: int) -> Section:
+    """Table 1 or 2 of the paper beside the same systems here, and what stands behind the differences."""
+    text = (
+        f"Table {number} of the paper beside the same systems trained here. Published numbers come from other "
+        "implementations, splits and features, so a difference is to be read with its explanation."
+    )
+    data = wide(table, ("system",), ("published", "ours", "sd", "difference"))
+    reasons = table.group_by("system").agg(pl.col("why").drop_nulls().unique(maintain_order=True).str.join("; "))
+    data = data.join(reasons, on="system", how="left")
+    metrics = table["metric"].unique(maintain_order=True).to_list()
+    system = Column("system", "system", "text")
+    values: list[Column] = [system]
+    for metric in metrics:
+        title = metric_title(metric, short=True)
+        values.append(Column(f"{title} published", f"published {metric}", best=True))
+        values.append(Column(f"{title} here", f"ours {metric}", second=f"sd {metric}", best=True))
+    gaps = [Column(metric_title(metric, short=True), f"difference {metric}", "signed") for metric in metrics]
+    why = Column("what stands behind it", "why", "text")
+    shown = (
+        Table("Published and here, mean ± sd over seeds", data, tuple(values)),
+        Table("Here minus published", data, (system, *gaps, why)),
+    )
+    return Section(f"table_{number}", f"Table {number} of the paper", text, shown)
+
+
+def ablations(table: pl.DataFrame) -> Section:
+    """The full model against itself without a part (Fig. 4a)."""
+    text = "SCALE without one of its parts at a time (Fig. 4a of the paper), everything else unchanged."
+    shown = _compared(table, "variant", "Variant minus the full model, and the paired t-test")
+    return Section("ablations", "Ablations", text, shown, (figures.ablations(table),))
+
+
+def sensitivity(table: pl.DataFrame) -> Section:
+    """Settings moved away from their defaults (Fig. 5)."""
+    text = "SCALE with one setting, or a pair of them, moved away from its default (Fig. 5 of the paper)."
+    first = [
+        Column("panel", "panel", "text"),
+        Column("setting", "setting", "text"),
+        Column("value", "value", "setting"),
+    ]
+    if table["setting_2"].is_not_null().any():
+        first += [Column("and", "setting_2", "text"), Column("value", "value_2", "setting")]
+    index = ("panel", "setting", "value", "setting_2", "value_2", "seeds")
+    charts = tuple(figures.sensitivity(table, metric) for metric in headline(table))
+    return Section("sensitivity", "Sensitivity", text, (_metrics(table, index, first, best=False),), charts)
+
+
+def leak_audit(table: pl.DataFrame) -> Section:
+    """Profiles from training reviews alone against profiles from all reviews."""
+    text = (
+        "SCALE with profiles written from training interactions alone (`train`), and from all, held-out ones included "
+        "(`all`). What the second gains is what a leak of the test split into the profiles is worth."
+    )
+    caption = "Test metrics by what the profiles were written from; an error bar is one standard deviation over seeds."
+    chart = figures.audit(table, "history", "leak_audit", "What a leak into profiles is worth", caption)
+    shown = _compared(table, "history", "Difference, and the paired t-test")
+    return Section("leak_audit", "Leak audit", text, shown, (chart,))
+
+
+def fusion_audit(table: pl.DataFrame) -> Section:
+    """Ways to fuse the graphs, and what each leaves of them."""
+    text = "What each way to fuse the semantic graphs leaves of their edges, and what SCALE reaches on it."
+    caption = "Test metrics by the way of fusion; an error bar is one standard deviation over seeds."
+    chart = figures.audit(table, "variant", "fusion_audit", "Ways to fuse the graphs", caption)
+    edges = ("edges_uu", "edges_ui", "edges_ii")
+    names = ("user-user edges", "user-item edges", "item-item edges")
+    first = [Column("fusion", "variant", "text")]
+    first += [Column(heading, name, "count") for heading, name in zip(names, edges, strict=True)]
+    first += [Column("isolated nodes", "isolated_nodes", "count")]
+    shown = _metrics(table, ("variant", *edges, "isolated_nodes", "seeds"), first)
+    return Section("fusion_audit", "Fusion audit", text, (shown,), (chart,))
+
+
+def breakdown(table: pl.DataFrame) -> Section:
+    """Metrics by users' activity and items' popularity."""
+    text = (
+        "The same test results by how many training interactions a user has, and by how popular the held-out items are."
+    )
+    shown = []
+    for part in table.partition_by("metric", "axis", maintain_order=True):
+        counts = part.select("bucket", "count").unique("bucket", maintain_order=True).iter_rows()
+        columns = [Column("model", "title", "text")]
+        columns += [
+            Column(f"{bucket} ({count:,})", f"mean {bucket}", second=f"sd {bucket}", best=True)
+            for bucket, count in counts
+        ]
+        data = wide(part, ("model", "title"), ("mean", "sd"), "bucket")
+        caption = (
+            f"{metric_title(part['metric'][0])} by {part['axis'][0]} (in brackets: how many), mean ± sd over seeds"
+        )
+        shown.append(Table(caption, data, tuple(columns)))
+    charts = tuple(figures.breakdown(table, metric) for metric in headline(table))
+    return Section("breakdown", "By activity and popularity", text, tuple(shown), charts)
+
+
+def lists(table: pl.DataFrame) -> Section:
+    """What the recommended lists are like beyond accuracy."""
+    text = "What the recommended lists look like beyond accuracy: how much of the catalogue they show, and how evenly."
+    data = wide(table, ("model", "title"), ("mean", "sd"), "measure")
+    measures = table["measure"].unique(maintain_order=True)
+    columns = (Column("model", "title", "text"), *_means(measures))
+    return Section("lists", "Recommended lists", text, (Table("Mean ± sd over seeds", data, columns),))
+
+
+def item_map(table: pl.DataFrame, purity: pl.DataFrame | None) -> Section:
+    """Items in two dimensions, and how well categories hold together (Figs. 1 and 3)."""
+    text = (
+        "Whether items of a category lie together: kNN purity is the share of an item's nearest neighbours that are of "
+        "its category, the silhouette compares distances within and between categories."
+    )
+    columns = (
+        Column("system", "system", "text"),
+        Column("kNN purity", "purity", best=True),
+        Column("silhouette", "silhouette", best=True),
+    )
+    shown = () if purity is None else (Table("Measured on the representations, not on the map", purity, columns),)
+    return Section("item_map", "Item map", text, shown, (figures.item_map(table, purity),))
+
+
+def cost(table: pl.DataFrame) -> Section:
+    """What trainings take."""
+    text = "What one training takes until early stopping, against the metric that it reaches."
+    columns = (
+        Column("model", "title", "text"),
+        Column("Recall@20", "recall_at_20", best=True),
+        Column("seconds", "seconds", "decimal"),
+        Column("seconds an epoch", "seconds_per_epoch"),
+        Column("best epoch", "best_epoch", "count"),
+        Column("epochs", "epochs", "count"),
+        Column("peak memory (GB)", "peak_memory_gb", "decimal"),
+    )
+    return Section("cost", "Cost", text, (Table("One training", table, columns),), (figures.cost(table),))
+
+
+def _metrics(table: pl.DataFrame, index: tuple[str, ...], first: Iterable[Column], best: bool = True) -> Table:
+    """Mean ± sd of every metric, one row for each `index`."""
+    columns = (*first, *_means(table["metric"].unique(maintain_order=True), best), Column("seeds", "seeds", "count"))
+    return Table("Mean ± sd over seeds on the test split", wide(table, index, ("mean", "sd")), columns)
+
+
+def _means(names: Iterable[str], best: bool = True) -> list[Column]:
+    return [
+        Column(
+            metric_title(name, short=True), f"mean {name}", second=f"sd {name}", best=best and name.startswith(RISING)
+        )
+        for name in names
+    ]
+
+
+def _compared(table: pl.DataFrame, by: str, caption: str) -> tuple[Table, ...]:
+    """Means, and the differences from the row that has none itself."""
+    named = Column(by, by, "text")
+    means = _metrics(table, (by, "seeds"), (named,))
+    gaps = table.drop_nulls("difference")
+    if gaps.is_empty():
+        return (means,)
+    columns = [named]
+    for metric in gaps["metric"].unique(maintain_order=True):
+        title = metric_title(metric, short=True)
+        columns += [Column(title, f"difference {metric}", "signed"), Column(f"{title}: p", f"t_test {metric}", "p")]
+    return means, Table(caption, wide(gaps, (by,), ("difference", "t_test")), tuple(columns))
+
+
+def _standing(table: pl.DataFrame) -> str:
+    """Where SCALE stands on the first metric, in a sentence."""
+    metric = headline(table)[0]
+    rows = (
+        table.filter(pl.col("metric") == metric).drop_nulls("mean").sort("mean", descending=True, maintain_order=True)
+    )
+    if OWN not in rows["model"] or len(rows) == 1:
+        return ""
+    place = rows["model"].to_list().index(OWN)
+    own, best = rows.row(place, named=True), rows.filter(pl.col("model") != OWN).row(0, named=True)
+    return (
+        f"By {metric_title(metric)} {own['title']} is number {place + 1} of {len(rows)} with "
+        f"{with_spread(own['mean'], own['sd'])}; the best other model is {best['title']} with "
+        f"{with_spread(best['mean'], best['sd'])}."
+    )
+
+
+def _count(values: pl.Series, noun: str) -> str:
+    return f"{values.n_unique()} {noun}{'' if values.n_unique() == 1 else 's'}"
+
+
+def _range(values: pl.Series) -> str:
+    low, *_, high = [*values.sort()] * 2
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
