@@ -228,7 +228,8 @@ def diversity(top: np.ndarray, train: csr_array) -> np.ndarray:
         rows, places = np.nonzero(block >= 0)
         members = (np.ones(len(rows)), (rows, block[rows, places]))
         sums = csr_array(members, shape=(len(block), len(counts))) @ vectors  # (B, M)
-        squares[start : start + BLOCK] = sums.power(2).sum(axis=1)
+        sums.data **= 2
+        squares[start : start + BLOCK] = sums @ np.ones(sums.shape[1])
     listed = top >= 0
     trained = (listed & (counts[top] > 0)).sum(1)
     size = listed.sum(1)
