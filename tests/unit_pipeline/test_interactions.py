@@ -332,6 +332,7 @@ def test_gift_cards_have_the_published_pairs(tmp_path):
     built, chosen = read_dataset("gift-cards", tmp_path)
     assert built.counts["reviews"] == 2972
     assert built.counts["pairs"] == 2965
+    assert built.interactions["timestamp"].null_count() == 0  # a split by time needs them
     assert built.interactions.group_by("user").len()["len"].min() >= chosen.interactions.core
 
 
