@@ -1,19 +1,16 @@
 """From raw reviews to contiguous ids, a k-core, a split, and the histories that profiles may show."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from pipeline.settings import InteractionSettings
+from pipeline.splits import SPLITS, global_time_split, pair_draws, random_split, user_time_split
 
-SPLITS = ("train", "valid", "test")  # the codes of a split are its places here
 ITEM_FIELDS = ("title", "description", "categories", "brand", "price")
-FEW = 10  # a user with fewer interactions gives one to validation and one to test
-HELD_OUT_SHARE = 0.2
 
 
 class InteractionError(ValueError):
@@ -48,7 +45,7 @@ def build_interactions(reviews: pl.LazyFrame, items: pl.LazyFrame, settings: Int
     Several reviews of one pair collapse to the newest (of equally new ones, the last in the file). Then ratings below
     `min_rating`, and missing ones if it is set, are left out, and the k-core is taken. A user whose training part is
     empty loses the held-out rows, for such a user cannot be evaluated; the user and the items keep their ids, so ids
-    do not depend on the split.
+    do not depend on the split. An item may be held out only: it stays, as a cold one.
 
     Parameters
     ----------
@@ -58,7 +55,7 @@ def build_interactions(reviews: pl.LazyFrame, items: pl.LazyFrame, settings: Int
     Raises
     ------
     InteractionError
-        Nothing is left, or a given split is missing or unknown somewhere.
+        Nothing is left, a given split is missing or unknown somewhere, or a time is missing that a split needs.
     """
     pairs, counts = _newest(reviews, settings)
     if settings.min_rating is not None:
@@ -77,11 +74,7 @@ def build_interactions(reviews: pl.LazyFrame, items: pl.LazyFrame, settings: Int
     users, user_codes = _contiguous(_identifiers(reviews, "user"), pairs["user"], "user")
     item_ids, item_codes = _contiguous(_identifiers(reviews, "item"), pairs["item"], "item")
     pairs = pairs.with_columns(user_codes, item_codes).sort("user", "item")
-    if settings.split == "random":
-        draws = pair_draws(users["raw_id"], item_ids["raw_id"], settings.seed)
-        user, item = pairs["user"].to_numpy(), pairs["item"].to_numpy()
-        pairs = pairs.with_columns(split=random_split(user, draws(user, item)))
-    pairs = _evaluable(pairs, counts)
+    pairs = _evaluable(pairs.with_columns(split=_split(pairs, users["raw_id"], item_ids["raw_id"], settings)), counts)
     table = _with_metadata(item_ids, items, counts)
     counts |= {"users": users.height, "items": table.height, "interactions": pairs.height}
     counts |= {name: int((pairs["split"] == code).sum()) for code, name in enumerate(SPLITS)}
@@ -112,65 +105,6 @@ def k_core(users: np.ndarray, items: np.ndarray, core: int) -> np.ndarray:
     mask = np.zeros(users.size, dtype=bool)
     mask[kept] = True
     return mask
-
-
-def pair_draws(users: pl.Series, items: pl.Series, seed: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A random number for any pair, uint64, that depends on the seed and on the pair's raw ids alone.
-
-    So a pair that comes or goes leaves the draws of all others as they are, and with them the others' split.
-
-    Parameters
-    ----------
-    users, items
-        Raw ids, (M,) and (N,).
-
-    Returns
-    -------
-    A function of user codes (n,) and item codes (n,).
-    """
-    user_hashes, item_hashes = (
-        np.frombuffer(
-            b"".join(blake2b(f"{seed}\0{kind}\0{name}".encode(), digest_size=8).digest() for name in names), np.uint64
-        )
-        for kind, names in (("user", users), ("item", items))
-    )
-    return lambda user, item: _mixed(user_hashes[user] + _mixed(item_hashes[item]))
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): every bit of the input reaches every bit of the output."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def random_split(users: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Split code of each pair, drawn per user.
-
-    Of fewer than 10 interactions, one goes to validation and one to test; of more, `int(0.2 n)` are held out, the
-    first half (rounded down) for validation. A user keeps at least one for training: two give a test one, and one
-    stays where it is.
-
-    Parameters
-    ----------
-    users
-        User of each pair, (n,), ascending.
-    draws
-        A random number for each pair, (n,): a user's pairs with the lowest are held out.
-
-    Returns
-    -------
-    Places in `SPLITS`, int8 (n,).
-    """
-    order = np.lexsort((draws, users))
-    sizes = np.bincount(users)  # (M,)
-    held_out = np.where(sizes < FEW, np.minimum(2, np.maximum(sizes - 1, 0)), (HELD_OUT_SHARE * sizes).astype(np.int64))
-    valid = held_out // 2
-    # Place of each pair among its user's, in the drawn order.
-    place = np.arange(users.size) - (np.cumsum(sizes) - sizes)[users]
-    split = np.zeros(users.size, dtype=np.int8)
-    split[order] = np.where(place < valid[users], 1, np.where(place < held_out[users], 2, 0))
-    return split
 
 
 def user_histories(
@@ -240,6 +174,24 @@ def _newest(reviews: pl.LazyFrame, settings: InteractionSettings) -> tuple[pl.Da
     if given:
         counts["pairs_in_two_splits"] = several.unique(["pair", "split"]).height - several["pair"].n_unique()
     return pairs.drop("pair"), counts
+
+
+def _split(pairs: pl.DataFrame, users: pl.Series, items: pl.Series, settings: InteractionSettings) -> np.ndarray:
+    """Split code of each pair, int8 (n,); pairs are sorted by (user, item), `users` and `items` are raw ids."""
+    if settings.split == "given":
+        return pairs["split"].to_numpy()
+    user, item = pairs["user"].to_numpy(), pairs["item"].to_numpy()
+    if settings.split == "random":
+        return random_split(user, pair_draws(users, items, settings.seed)(user, item))
+    if count := pairs["timestamp"].null_count():
+        first = pairs.filter(pl.col("timestamp").is_null()).row(0, named=True)
+        raise InteractionError(
+            f"interactions.split is `{settings.split}`, but {count} of {pairs.height} pairs have no time; the first is "
+            f"user {users[first['user']]!r}, item {items[first['item']]!r}. Fill the source's timestamp column, or set "
+            "interactions.split to random"
+        )
+    times = pairs["timestamp"].to_numpy()
+    return user_time_split(user, times) if settings.split == "user_time" else global_time_split(times)
 
 
 def _missing_split(reviews: pl.LazyFrame, count: int) -> str:

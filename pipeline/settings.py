@@ -130,7 +130,13 @@ class InteractionSettings(Closed):
 
     core: int = Field(5, ge=1, description="Every user and item keeps at least this many interactions.")
     min_rating: float | None = Field(None, description="Ratings below it are left out before the core filter.")
-    split: Literal["random", "given"] = Field("random", description="`given` takes the source's own split column.")
+    split: Literal["random", "user_time", "global_time", "given"] = Field(
+        "random",
+        description="`random` draws a fifth of each user's interactions for validation and test. `user_time` holds out "
+        "as many, each user's latest for test and those before for validation. `global_time` cuts all interactions at "
+        "two points in time, the newest tenth for test and the tenth before for validation; users without an earlier "
+        "interaction are not evaluated. `given` takes the source's own split column.",
+    )
     seed: int = Field(0, description="Seed of the random split.")
 
 

@@ -124,7 +124,7 @@ def test_a_stages_code_is_its_function_and_what_that_uses():
     assert {"assets.graphs.item_subspace_graph", "pipeline.graphs.omp", "pipeline.graphs.kernels"} <= subspace
     assert not {"pipeline.graphs.fusion", "assets.stage.stage"} & subspace
     interactions = parts[dg.AssetKey("items")]
-    assert {"assets.interactions.interaction_tables", "pipeline.interactions"} <= interactions
+    assert {"assets.interactions.interaction_tables", "pipeline.interactions", "pipeline.splits"} <= interactions
     training = parts[dg.AssetKey(["interactions", "trained_model"])]
     assert {"assets.training._train", "assets.training.rec_data", "assets.training.interaction_matrix"} <= training
     assert {"model.training", "model.base", "model.metrics"} <= training

@@ -80,7 +80,7 @@ def _degrees(count: int, total: int, spread: float, rng: np.random.Generator) ->
 
 def write_interactions(folder: Path, size: Shape) -> None:
     """Write the interactions, split as the pipeline splits them."""
-    from pipeline.interactions import random_split
+    from pipeline.splits import random_split
 
     users, items = interactions(size)
     split = random_split(users, np.random.default_rng(4).integers(0, 2**63, users.size, np.uint64))

@@ -214,7 +214,7 @@ EDITS: dict[str, Callable[[Workshop, random.Random], None]] = {
     "history": choose("profiles", "history", "train", "all"),
     "prompt budget": choose("profiles", "prompt_words", 300, 400, 1500),
     "epochs": choose("training", "epochs", 1, 2, 3),
-    "code of the split": renumber("pipeline/interactions.py", "FEW", 6, 14),
+    "code of the split": renumber("pipeline/splits.py", "FEW", 6, 14),
     "code of cleaning": renumber("pipeline/profiles/text.py", "_LONGEST_WORD", 30, 60),
     "code of prompts": renumber("pipeline/profiles/prompts.py", "_LARGEST_SHARE", 2, 6),
     "code of fusion": add_code("pipeline/graphs/fusion.py"),

@@ -6,7 +6,14 @@ import polars as pl
 import pytest
 
 from pipeline.interactions import build_interactions
-from pipeline.settings import DATASETS_FOLDER, DatasetSettings, DemoSource, load_settings, validate
+from pipeline.settings import (
+    DATASETS_FOLDER,
+    DatasetSettings,
+    DemoSource,
+    InteractionSettings,
+    load_settings,
+    validate,
+)
 from pipeline.sources import RawTables, read_source
 from pipeline.sources.demo import write_demo
 from pipeline.sources.demo_files import item_names, user_names
@@ -135,3 +142,15 @@ def test_small_demos_stay_below_the_bad_share(tmp_path, users, items):
     assert read.rows["items"] == items
     with gzip.open(tmp_path / f"demo-{users}-users-{items}-items-seed-7" / "meta_Demo.json.gz") as lines:
         assert len(lines.read().splitlines()) >= items
+
+
+def test_the_demo_can_be_split_by_time(tables):
+    reviews, items = (pl.scan_parquet(path) for path in (tables.reviews, tables.items))
+    drawn, by_user, by_time = (
+        build_interactions(reviews, items, InteractionSettings(split=name))
+        for name in ("random", "user_time", "global_time")
+    )
+    assert by_user.counts == drawn.counts
+    for part in ("valid", "test"):
+        assert by_time.counts[part] == pytest.approx(0.1 * drawn.counts["interactions"], rel=0.1)
+    assert by_time.counts["users_without_training"] == 0

@@ -9,17 +9,15 @@ from hypothesis import strategies as st
 from assets.settings import Dataset
 from pipeline.interactions import (
     ITEM_FIELDS,
-    SPLITS,
     InteractionError,
     InteractionTables,
     build_interactions,
     k_core,
-    pair_draws,
-    random_split,
     user_histories,
 )
 from pipeline.settings import InteractionSettings, load_settings
 from pipeline.sources import read_source
+from pipeline.splits import SPLITS, held_out_sizes
 
 REVIEW_SCHEMA = {
     **dict.fromkeys(("user", "item"), pl.String),
@@ -30,6 +28,8 @@ REVIEW_SCHEMA = {
 ITEM_SCHEMA = {name: pl.List(pl.String) if name == "categories" else pl.String for name in ("item", *ITEM_FIELDS)}
 LOOSE = InteractionSettings(core=1)
 GIVEN = InteractionSettings(core=1, split="given")
+USER_TIME = InteractionSettings(core=1, split="user_time")
+GLOBAL_TIME = InteractionSettings(core=1, split="global_time")
 
 
 def table(*rows: dict) -> pl.LazyFrame:
@@ -128,27 +128,6 @@ def test_empty_core_names_the_settings():
         build_interactions(pairs("a1", "a1", "b1"), items(), InteractionSettings())
 
 
-@pytest.mark.parametrize(
-    ("count", "valid", "test"),
-    [
-        (1, 0, 0),
-        (2, 0, 1),
-        (3, 1, 1),
-        (9, 1, 1),
-        (10, 1, 1),
-        (14, 1, 1),
-        (15, 1, 2),
-        (19, 1, 2),
-        (20, 2, 2),
-        (99, 9, 10),
-    ],
-)
-def test_split_sizes_follow_the_rule(count, valid, test):
-    users = np.repeat([0, 1], [7, count])
-    split = random_split(users, np.random.default_rng(0).random(users.size))[users == 1]
-    assert np.bincount(split, minlength=3).tolist() == [count - valid - test, valid, test]
-
-
 @given(edge_sets, st.randoms(use_true_random=False))
 def test_result_does_not_depend_on_row_order(edges, random):
     names = [f"{user}{item}" for user, item in edges]
@@ -171,15 +150,6 @@ def test_a_new_pair_moves_no_other_users_split():
 
     others = {pair: split for pair, split in splits(before).items() if pair[0] != "c"}
     assert others.items() <= splits(after).items()
-
-
-def test_draws_are_uniform_enough():
-    draws = pair_draws(pl.Series([f"u{n}" for n in range(300)]), pl.Series([f"i{n}" for n in range(300)]), 0)
-    values = draws(np.repeat(np.arange(300), 300), np.tile(np.arange(300), 300))
-    assert np.unique(values).size == values.size
-    shares = np.bincount((values >> np.uint64(60)).astype(int), minlength=16) / values.size
-    assert np.abs(shares - 1 / 16).max() < 0.005
-    assert abs(np.corrcoef(values.reshape(300, 300).astype(float)[:2])[0, 1]) < 0.2
 
 
 def test_seed_draws_another_split():
@@ -222,6 +192,53 @@ def test_user_without_training_is_not_evaluated_but_keeps_the_ids_in_place():
     assert built.counts["held_out_without_training"] == 2
 
 
+def test_equal_times_of_a_user_go_by_item():
+    times = {"z": 5, "x": 5, "y": 5, "w": 1}
+    reviews = table(*({"user": "a", "item": item, "timestamp": time} for item, time in times.items()))
+    built = build_interactions(reviews, items(), USER_TIME)
+    assert built.interactions["split"].to_list() == ["train", "train", "valid", "test"]  # w, x, y, z
+
+
+def test_who_comes_after_the_cut_is_not_evaluated_and_what_comes_then_is_a_cold_item():
+    rows = [("a", f"{n:02}", n) for n in range(16)]
+    late = [("b", "00", 16), ("a", "new", 17), ("b", "01", 18), ("b", "new", 19)]
+    reviews = table(*({"user": user, "item": item, "timestamp": time} for user, item, time in rows + late))
+    built = build_interactions(reviews, items(), GLOBAL_TIME)
+    assert built.users["raw_id"].to_list() == ["a", "b"]
+    assert built.items["raw_id"].to_list()[-1] == "new"
+    held_out = built.interactions.filter(pl.col("split") != "train")
+    assert held_out.rows() == [(0, 16, "valid", 17)]
+    assert built.counts["users_without_training"] == 1
+    assert built.counts["held_out_without_training"] == 3
+
+
+@pytest.mark.parametrize("split", ["user_time", "global_time"])
+def test_a_missing_time_names_the_remedy(split):
+    times = {"ax": 1, "by": None, "bz": None, "az": 3}
+    reviews = table(*({"user": pair[0], "item": pair[1], "timestamp": time} for pair, time in times.items()))
+    with pytest.raises(InteractionError, match=rf"`{split}`, but 2 of 4 pairs.*user 'b', item 'y'.*split to random"):
+        build_interactions(reviews, items(), InteractionSettings(core=1, split=split))
+    # Another review of the pair tells its time, and a pair outside the core needs none.
+    known = table(*({"user": user, "item": item, "timestamp": 2} for user in "b" for item in "yz"))
+    more = pl.concat([reviews, known, known.with_columns(user=pl.lit("a"))])
+    core = InteractionSettings(core=2, split=split)
+    assert build_interactions(pl.concat([more, pairs("cy")]), items(), core).interactions["timestamp"].null_count() == 0
+
+
+@given(edge_sets, st.randoms(use_true_random=False))
+def test_core_and_ids_do_not_depend_on_the_split(edges, random):
+    reviews = table(
+        *({"user": f"u{user}", "item": f"i{item}", "timestamp": random.randrange(9)} for user, item in sorted(edges))
+    )
+    drawn, *timed = (build_interactions(reviews, items(), chosen) for chosen in (LOOSE, USER_TIME, GLOBAL_TIME))
+    for built in timed:
+        assert built.users.equals(drawn.users)
+        assert built.items.equals(drawn.items)
+        assert built.interactions.height + built.counts["held_out_without_training"] == drawn.interactions.height
+    per_user = (built.interactions.group_by("user", "split").len().sort("user", "split") for built in (drawn, timed[0]))
+    assert next(per_user).equals(next(per_user))
+
+
 def test_histories_are_newest_first():
     times = {"w": 3, "x": None, "y": 7, "z": 3}
     reviews = table(
@@ -240,9 +257,10 @@ def test_histories_are_newest_first():
 
 
 @st.composite
-def marked_reviews(draw) -> pl.LazyFrame:
-    """Reviews, some pairs several times, whose texts name their own pair."""
-    rows = draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 11), st.integers(0, 3)), min_size=1, max_size=60))
+def marked_reviews(draw, first_time: int = 0) -> pl.LazyFrame:
+    """Reviews, some pairs several times, whose texts name their own pair; a time of 0 is a missing one."""
+    times = st.integers(first_time, 3)
+    rows = draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 11), times), min_size=1, max_size=60))
     splits = draw(st.lists(st.sampled_from(SPLITS), min_size=len(rows), max_size=len(rows)))
     return table(
         *(
@@ -259,9 +277,16 @@ def marked_reviews(draw) -> pl.LazyFrame:
     )
 
 
-@settings(max_examples=60)
-@given(marked_reviews(), st.sampled_from([LOOSE, GIVEN, InteractionSettings(core=2)]))
-def test_no_held_out_pair_and_no_word_of_its_review_is_in_a_training_history(reviews, chosen):
+any_split = st.one_of(
+    st.tuples(marked_reviews(), st.sampled_from([LOOSE, GIVEN, InteractionSettings(core=2)])),
+    st.tuples(marked_reviews(first_time=1), st.sampled_from([USER_TIME, GLOBAL_TIME])),
+)
+
+
+@settings(max_examples=100)
+@given(any_split)
+def test_no_held_out_pair_and_no_word_of_its_review_is_in_a_training_history(case):
+    reviews, chosen = case
     try:
         built = build_interactions(reviews, items(), chosen)
     except InteractionError:
@@ -279,6 +304,22 @@ def test_no_held_out_pair_and_no_word_of_its_review_is_in_a_training_history(rev
         assert (f"{user}-{item}." in written) == (split == "train")
 
 
+@settings(max_examples=60)
+@given(marked_reviews(first_time=1))
+def test_no_review_newer_than_the_cut_is_in_a_history_of_a_global_split(reviews):
+    built = build_interactions(reviews, items(), GLOBAL_TIME)
+    rows = reviews.select("user", "item", "timestamp").collect()
+    times = rows.group_by("user", "item").agg(pl.col("timestamp").max())["timestamp"].sort()  # of pairs
+    valid, test = held_out_sizes(np.array(times.len()))
+    cut = times[int(times.len() - valid - test) - 1]
+    shown = user_histories(reviews, built, GLOBAL_TIME).collect()
+    written = shown["text"].str.extract(r"^row (\d+):").cast(pl.Int64)  # which review each text is
+    assert rows["timestamp"].gather(written).max() <= cut
+    assert shown["timestamp"].max() == cut
+    held_out = built.interactions.filter(pl.col("split") != "train")["timestamp"]
+    assert held_out.is_empty() or held_out.min() > cut
+
+
 def read_dataset(name: str, out: Path) -> tuple[InteractionTables, Dataset]:
     chosen = load_settings(Path(__file__).parents[1] / "datasets" / f"{name}.yaml", Dataset)
     raw = read_source(chosen, out, out)
@@ -291,6 +332,7 @@ def test_gift_cards_have_the_published_pairs(tmp_path):
     built, chosen = read_dataset("gift-cards", tmp_path)
     assert built.counts["reviews"] == 2972
     assert built.counts["pairs"] == 2965
+    assert built.interactions["timestamp"].null_count() == 0  # a split by time needs them
     assert built.interactions.group_by("user").len()["len"].min() >= chosen.interactions.core
 
 
