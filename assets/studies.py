@@ -53,7 +53,7 @@ FUSION_AUDIT = {
     "mean": pl.Float64, "sd": pl.Float64, "seeds": pl.Int64,
 }  # fmt: skip
 SENSITIVITY = {
-    "panel": pl.Int64, "setting": pl.String, "value": pl.Float64, "setting_2": pl.String, "value_2": pl.Float64,
+    "panel": pl.String, "setting": pl.String, "value": pl.Float64, "setting_2": pl.String, "value_2": pl.Float64,
     "metric": pl.String, "mean": pl.Float64, "sd": pl.Float64, "seeds": pl.Int64,
 }  # fmt: skip
 MAPPED = ("scale", "lightgcn", "freedom")  # the paper's Figs. 1, 3 and 4
@@ -98,20 +98,20 @@ def fusion_audit(context: dg.AssetExecutionContext, progress: Progress) -> Resul
 def sensitivity(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """How SCALE answers to its settings (Fig. 5): weights, negatives, sparsity of each graph, layers."""
     settings = settings_of(context).evidence
-    points = {
-        (number, *values): dict(zip(panel, values, strict=True))
-        for number, panel in enumerate(settings.sensitivity, start=1)
+    points = [
+        (" x ".join(key.rpartition(".")[2] for key in panel), dict(zip(panel, values, strict=True)))
+        for panel in settings.sensitivity
         for values in itertools.product(*panel.values())
-    }
-    names = {point: ", ".join(f"{key}={value}" for key, value in changes.items()) for point, changes in points.items()}
-    plan = {names[point]: changes for point, changes in points.items()}
+    ]
+    names = [", ".join(f"{key}={value}" for key, value in changes.items()) for _, changes in points]
+    plan = {name: changes for name, (_, changes) in zip(names, points, strict=True)}
     found = _variants(context, progress, "sensitivity", plan, settings.sensitivity_seeds)
     rows = []
-    for point, changes in points.items():
+    for name, (panel, changes) in zip(names, points, strict=True):
         (setting, value), *second = changes.items()
         setting_2, value_2 = second[0] if second else (None, None)
-        about = {"panel": point[0], "setting": setting, "value": value, "setting_2": setting_2, "value_2": value_2}
-        rows += [{**about, **row} for row in found[names[point]].means()]
+        about = {"panel": panel, "setting": setting, "value": value, "setting_2": setting_2, "value_2": value_2}
+        rows += [{**about, **row} for row in found[name].means()]
     return Result(frame(rows, SENSITIVITY))
 
 

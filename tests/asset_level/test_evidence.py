@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 from assets.home import store
 from assets.studies import cohesion, with_category
 from pipeline import parquet
+from tests.conftest import Pipeline
 
 FEW = {
     "evidence.seeds": 2,
@@ -53,11 +54,11 @@ def files() -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory, built: Path, open_pipeline) -> Path:
+def reported(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
     """Home folder with a report on `tiny`; copy it before changing it."""
     folder = tmp_path_factory.mktemp("reported") / "home"
     shutil.copytree(built, folder)
-    with open_pipeline(folder) as pipeline:
+    with Pipeline(folder) as pipeline:
         pipeline.run(**{"training.epochs": 2})
         own = files()
         refresh(pipeline).run()
@@ -112,7 +113,8 @@ def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
 
     sensitivity = table("sensitivity").filter(pl.col("metric") == "recall_at_20")
     assert sensitivity.select("panel", "value", "value_2").rows() == [
-        (1, 1, None), (1, 2, None), (2, 2, None), (2, 5, None), (3, 1, 1), (3, 2, 1),
+        ("negatives", 1, None), ("negatives", 2, None), ("user_sparsity", 2, None), ("user_sparsity", 5, None),
+        ("interaction_layers x semantic_layers", 1, 1), ("interaction_layers x semantic_layers", 2, 1),
     ]  # fmt: skip
     assert table("leak_audit")["history"].unique(maintain_order=True).to_list() == ["train", "all"]
     breakdown = table("breakdown")
