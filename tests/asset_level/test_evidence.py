@@ -17,7 +17,6 @@ from tests.conftest import Pipeline
 
 FEW = {
     "evidence.seeds": 2,
-    "training.epochs": 2,
     "evidence.sensitivity": [
         {"models.scale.negatives": [1, 2]},
         {"subspace.user_sparsity": [2, 5]},
@@ -59,7 +58,6 @@ def reported(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
     folder = tmp_path_factory.mktemp("reported") / "home"
     shutil.copytree(built, folder)
     with Pipeline(folder) as pipeline:
-        pipeline.run(**{"training.epochs": 2})
         own = files()
         refresh(pipeline).run()
         kept = files()
@@ -158,7 +156,7 @@ def test_two_processes_train_what_one_trains(report, tmp_path):
 
     inputs = stored(report.instance, "tiny", inputs_of(group_of("lightgcn")))
     alone = run(seeds_of("tiny", "lightgcn", "LightGCN", FEW, inputs, 2), 1, lambda *_: None)
-    # Patience does not matter in two epochs, but it makes other trials of these.
+    # Patience does not matter in so few epochs, but it makes other trials of these.
     again = seeds_of("tiny", "lightgcn", "LightGCN", {**FEW, "training.patience": 19}, inputs, 2)
     together = run(again, 2, lambda *_: None)
     for one, other in zip(alone, together, strict=True):
