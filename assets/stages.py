@@ -40,6 +40,19 @@ JOBS = [
         )
         for group in GROUPS
     ),
+    *(
+        dg.define_asset_job(
+            f"replicate_{group.name}",
+            dg.AssetSelection.assets(*(group.key(name) for name in ("replicates", "replicate_runs"))),
+            description=f"Train one of {', '.join(group.models)} on one dataset with several seeds. Run `data` first.",
+        )
+        for group in GROUPS
+    ),
+    dg.define_asset_job(
+        "evidence",
+        dg.AssetSelection.groups("evidence"),
+        description="Studies of SCALE, and of the replicates that there are comparisons and the report.",
+    ),
 ]
 
 

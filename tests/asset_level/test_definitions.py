@@ -11,6 +11,7 @@ from model.registry import MODELS
 
 GRAPH = defs.resolve_asset_graph()
 
+GROUPS = ("interactions", "modalities", "semantic_graph", "text_user_text")
 SEMANTIC = ["semantic_graph", "user_subspace_graph", "item_subspace_graph", "user_item_subspace_graph"]
 
 # What each stage reads, settings aside. The whole pipeline at a glance; a changed arrow is a decision.
@@ -60,9 +61,24 @@ EXPECTED = {
         f"{group}/recommendations": sorted(
             ["interactions", "item_metadata", "item_text_embeddings", "users", f"{group}/trained_model"]
         )
-        for group in ("interactions", "modalities", "semantic_graph", "text_user_text")
+        for group in GROUPS
     },
 }
+# Replicates read what trainings read; evidence reads replicates, studies of SCALE what SCALE reads.
+REPLICATES = [f"{group}/{name}" for group in GROUPS for name in ("replicates", "replicate_runs")]
+EXPECTED |= {
+    f"{group}/{name}": EXPECTED[f"{group}/trained_model"]
+    for group in GROUPS
+    for name in ("replicates", "replicate_runs")
+}
+EXPECTED |= dict.fromkeys(("comparison", "significance", "table_1", "table_2"), REPLICATES)
+LISTED = [*REPLICATES, "interactions", "items", "users"]
+MAPPED = [*REPLICATES, "item_metadata"]
+EXPECTED |= dict.fromkeys(("breakdown", "lists"), LISTED) | dict.fromkeys(("item_map", "item_map_purity"), MAPPED)
+STUDIES = ("ablations", "leak_audit", "fusion_audit", "sensitivity")
+EXPECTED |= dict.fromkeys(STUDIES, EXPECTED["semantic_graph/trained_model"])
+EVIDENCE = [name for name in EXPECTED if name in STUDIES or REPLICATES[0] in EXPECTED[name]]
+EXPECTED["report"] = [*EVIDENCE, *REPLICATES, "interactions", "items", "users"]
 
 
 def arrows() -> dict[str, list[str]]:
@@ -95,13 +111,8 @@ def test_every_model_is_a_partition_of_its_group():
 
 def test_jobs_cover_every_stage_and_each_has_one_set_of_partitions():
     jobs = {job.name: job for job in map(defs.resolve_job_def, (job.name for job in defs.jobs))}
-    training = [
-        "train_on_interactions",
-        "train_on_modalities",
-        "train_on_semantic_graph",
-        "train_on_text_user_text",
-    ]
-    assert sorted(jobs) == ["data", "refresh", *training]
+    of_models = [f"{job}_{group}" for job in ("replicate", "train_on") for group in GROUPS]
+    assert sorted(jobs) == ["data", "evidence", "refresh", *of_models]
     assert jobs.pop("refresh").partitions_def == DATASETS
     covered = [key for job in jobs.values() for key in job.asset_layer.executable_asset_keys]
     assert sorted(covered) == sorted(GRAPH.materializable_asset_keys)
