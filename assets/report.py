@@ -124,7 +124,7 @@ def _write_figures(made: list[Section], folder: Path) -> dict[str, str]:
         (folder / f"{chart.name}.png").write_bytes(picture(chart))
         drawn = interactive(chart)
         drawn.write_html(folder / f"{chart.name}.html", include_plotlyjs="directory", div_id=chart.name)
-        drawn.update_layout(title=None, margin_t=50, height=drawn.layout.height - 40)
+        drawn.update_layout(title=None, margin_t=64, height=drawn.layout.height - 26)
         embedded[chart.name] = drawn.to_json().replace("<", "\\u003c")  # nothing in it can end its script element
     return embedded
 
