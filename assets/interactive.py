@@ -8,6 +8,8 @@ from assets.charts import BAND, MAP, Bars, Chart, Grid, Line, Panel, Points, num
 
 SIDES = {"right": "middle right", "left": "middle left", "above": "top center", "below": "bottom center"}
 GAP, AROUND = 90, 150  # pixels between rows of panels, and above and below them together
+# How a page shows a figure. By default Plotly offers to send what is in it to its makers.
+CONFIG = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
 LEGEND = 80  # pixels from the lowest axis to the legend
 
 
@@ -175,7 +177,7 @@ def _axes(panel: Panel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the x and the y axis."""
     shown = {"showgrid": True, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
     across = shown | {"title": {"text": _markup(panel.x_label), "standoff": 8}}
-    up = shown | {"title": {"text": _markup(panel.y_label)}}
+    up = shown | {"title": {"text": _markup(panel.y_label)}, "hoverformat": ".4f"}
     if panel.bare:
         hidden = {"visible": False}
         return hidden, hidden
@@ -189,7 +191,7 @@ def _axes(panel: Panel) -> tuple[dict[str, Any], dict[str, Any]]:
     if panel.ticks:
         across |= {"tickvals": panel.ticks, "ticktext": [f"{tick:g}" for tick in panel.ticks]}
     if panel.log_x:
-        across |= {"type": "log"} if panel.ticks else {"type": "log", "dtick": "D2"}
+        across |= {"type": "log"} if panel.ticks else {"type": "log", "dtick": "D2", "hoverformat": ",.0f"}
     grid = [mark for mark in panel.marks if isinstance(mark, Grid)]
     if grid:
         up |= {"tickvals": list(range(len(grid[0].rows))), "ticktext": [_markup(row) for row in grid[0].rows]}

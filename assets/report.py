@@ -10,7 +10,7 @@ import polars as pl
 import polars.selectors as cs
 
 from assets import sections
-from assets.interactive import interactive
+from assets.interactive import CONFIG, interactive
 from assets.picture import picture
 from assets.sections import Section
 from pipeline.parquet import atomic_folder
@@ -71,7 +71,7 @@ def render(title: str, facts: Mapping[str, object], tables: Mapping[str, pl.Data
     content = {"title": title, "facts": shown, "sections": made}
     with atomic_folder(folder) as temporary:
         figures = _write_figures(made, temporary / "figures")
-        page = _template("report.html.j2").render(content, figures=figures, plotly=_plotly_js())
+        page = _template("report.html.j2").render(content, figures=figures, config=CONFIG, plotly=_plotly_js())
         (temporary / "report.html").write_text(page, encoding="utf-8")
         (temporary / "report.md").write_text(_template("report.md.j2").render(content), encoding="utf-8")
     return folder / "report.html"
@@ -123,7 +123,7 @@ def _write_figures(made: list[Section], folder: Path) -> dict[str, str]:
     for chart in (chart for section in made for chart in section.charts):
         (folder / f"{chart.name}.png").write_bytes(picture(chart))
         drawn = interactive(chart)
-        drawn.write_html(folder / f"{chart.name}.html", include_plotlyjs="directory", div_id=chart.name)
+        drawn.write_html(folder / f"{chart.name}.html", CONFIG, include_plotlyjs="directory", div_id=chart.name)
         drawn.update_layout(title=None, margin_t=64, height=drawn.layout.height - 26)
         embedded[chart.name] = drawn.to_json().replace("<", "\\u003c")  # nothing in it can end its script element
     return embedded
