@@ -220,8 +220,11 @@ def _items(rows: pl.DataFrame, name: str, drawn: Style) -> Points:
 
 
 def _purity(purity: pl.DataFrame | None, system: str) -> str:
-    found = [] if purity is None else purity.filter(pl.col("system") == system).rows(named=True)
-    return f"\nkNN purity {found[0]['purity']:.3f}, silhouette {found[0]['silhouette']:.3f}" if found else ""
+    if purity is None or system not in purity["system"]:
+        return ""
+    found = purity.row(by_predicate=pl.col("system") == system, named=True)
+    named = (("kNN purity", found["purity"]), ("silhouette", found["silhouette"]))
+    return "\n" + ", ".join(f"{name} {value:.3f}" for name, value in named if value is not None)
 
 
 def _unit(values: Sequence[float]) -> list[float]:

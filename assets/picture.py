@@ -97,7 +97,7 @@ def _finish(axes: Any, panel: Panel) -> None:
     if panel.horizontal:
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.margins(x=0.12)
+        axes.margins(x=0.15)
     elif labels:
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.5 if grid else -0.6, len(labels) - (0.5 if grid else 0.4))

@@ -85,7 +85,8 @@ def build(tables: Mapping[str, pl.DataFrame]) -> list[Section]:
     ValueError
         A table of an unknown name, without a column that it must hold, or with two rows where one is due.
     """
-    clean = {name: _checked(name, table) for name, table in tables.items() if not table.is_empty()}
+    checked = {name: _checked(name, table) for name, table in tables.items() if not table.is_empty()}
+    clean = {name: table for name, table in checked.items() if not table.is_empty()}
     purity = clean.pop("item_map_purity", None)
     makers: dict[str, Callable[[pl.DataFrame], Section]] = {
         "comparison": sections.comparison,
@@ -105,7 +106,7 @@ def build(tables: Mapping[str, pl.DataFrame]) -> list[Section]:
 
 
 def _checked(name: str, table: pl.DataFrame) -> pl.DataFrame:
-    """The table, its NaNs as nulls."""
+    """The table, its NaNs as nulls, without rows that tell no mean."""
     if name not in COLUMNS:
         near = difflib.get_close_matches(name, COLUMNS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COLUMNS)}"
@@ -113,7 +114,8 @@ def _checked(name: str, table: pl.DataFrame) -> pl.DataFrame:
     missing = [column for column in COLUMNS[name] if column not in table.columns]
     if missing:
         raise ValueError(f"the report's table {name} lacks {', '.join(missing)}; it holds {', '.join(table.columns)}")
-    return table.with_columns(cs.float().fill_nan(None))
+    table = table.with_columns(cs.float().fill_nan(None))
+    return table.drop_nulls("mean") if "mean" in table.columns else table
 
 
 def _write_figures(made: list[Section], folder: Path) -> dict[str, str]:

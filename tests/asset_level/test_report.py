@@ -360,6 +360,29 @@ def test_sections_show_the_numbers_of_their_tables():
     assert texts(made["cost"].tables[0])[0] == ["SCALE", "*0.0900*", "900.0", "2.5000", "30", "50", "1.2"]
 
 
+def test_what_is_not_known_is_a_dash(tmp_path: Path):
+    some = {
+        name: tables()[name] for name in ("table_1", "cost", "item_map", "item_map_purity", "comparison", "leak_audit")
+    }
+    none = pl.lit(None, pl.Float64)
+    some["table_1"] = some["table_1"].with_columns(
+        ours=pl.when(pl.col("system") == "SCALE").then("ours"), sd=none, difference=none
+    )
+    some["cost"] = some["cost"].with_columns(recall_at_20=pl.lit(math.nan), peak_memory_gb=none)
+    some["item_map_purity"] = some["item_map_purity"].with_columns(silhouette=pl.lit(math.nan))
+    some["comparison"] = some["comparison"].with_columns(mean=pl.when(pl.col("model") != "bpr").then("mean"))
+    some["leak_audit"] = some["leak_audit"].with_columns(mean=none)
+    made = {section.name: section for section in report.build(some)}
+    assert list(made) == ["comparison", "table_1", "item_map", "cost"]
+    assert cell(made["table_1"].tables[0], 0, "R@10 here") == "–"
+    assert cell(made["table_1"].tables[1], 1, "R@10") == "–"
+    assert [row[0] for row in texts(made["comparison"].tables[0])] == list(MODELS.values())[:3]
+    assert made["item_map"].charts[0].panels[0].title == "text\nkNN purity 0.500"
+    assert texts(made["cost"].tables[0])[0][1] == "–"
+    assert made["cost"].charts[0].panels[0].marks == ()
+    report.render("gaps", {}, some, tmp_path / "gaps")
+
+
 def test_the_text_says_where_scale_stands():
     table = pl.DataFrame({"model": ["scale", "bpr", "kar"], "title": ["SCALE", "BPR", "KAR"], "mean": [0.2, 0.1, 0.3]})
     table = table.with_columns(metric=pl.lit("recall_at_20"), sd=pl.lit(None, pl.Float64), seeds=1, users=7)
