@@ -16,6 +16,7 @@ MAP = "cividis"  # colours of a heat map, even to colour-blind eyes
 BAND = 0.16  # opacity
 GROUP = 0.8  # of the distance between two categories that bars take up
 LABELLED = 12  # upright bars that leave room for their values over them
+BANDED = 6  # lines that leave room for their bands
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Style:
 
     colour: str
     second: bool = False
+
+    @property
+    def width(self) -> float:
+        """Of a line, in pixels."""
+        return 1.0 if self.colour == REST else 2.0
 
 
 def style(index: int) -> Style:
@@ -51,7 +57,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Line:
-    """Means over `x`, in a band of one standard deviation where one is known."""
+    """Means over `x`, in a band of one standard deviation where one is known and few lines leave room for it."""
 
     name: str
     x: tuple[float, ...]
@@ -107,6 +113,8 @@ class Panel:
     categories
         Labels of the positions 0, 1, ... along x, or along y in a `horizontal` panel, there from the top; without
         any, the axis is one of numbers.
+    marks
+        Of lines, the first lies on top.
     ticks
         Numbers to mark on an x axis without categories; as many as fit by default.
     bare
@@ -127,6 +135,11 @@ class Panel:
     def labelled(self) -> bool:
         """Whether each bar's value is written at its end."""
         return self.horizontal or len(self.marks) * len(self.categories) <= LABELLED
+
+    @property
+    def banded(self) -> bool:
+        """Whether lines lie in bands."""
+        return len(self.marks) <= BANDED
 
     def bar_places(self, index: int) -> tuple[list[float], float]:
         """Middles of the bars of the n-th mark, and the width of each."""

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from assets.charts import COLOURS, OWN, QUIET, REST, STYLES, Bars, Chart, Grid, Line, Mark, Panel, Points, Style, style
+from assets.charts import COLOURS, OWN, QUIET, REST, STYLES, Bars, Chart, Grid, Line, Panel, Points, Style, style
 
 HEADLINE = ("recall_at_20", "ndcg_at_20")
 LOG_SPAN = 100.0  # a setting tried over two decades or more is shown on a log axis
 SHORT = {"recall": "R", "ndcg": "N"}
-SPREAD = "Bands and error bars are one standard deviation over seeds."
+ERRORS = "An error bar is one standard deviation over seeds."
+BANDS = "A band is one standard deviation over seeds."
 
 
 def metric_title(metric: str, short: bool = False) -> str:
@@ -34,7 +35,7 @@ def models(table: pl.DataFrame, metric: str) -> Chart:
     return Chart(
         f"models_{metric}",
         f"Test {title} by model",
-        f"Mean {title} over seeds on the test split; an error bar is one standard deviation.",
+        f"Mean {title} on the test split. {ERRORS}",
         (_bars(rows, "title", colours, title),),
         _height(rows),
     )
@@ -47,7 +48,7 @@ def ablations(table: pl.DataFrame) -> Chart:
         rows = _of(table, metric).sort(pl.col("difference").is_not_null(), maintain_order=True)
         colours = [COLOURS[0], *[QUIET] * (len(rows) - 1)]
         panels.append(_bars(rows, "variant", colours, metric_title(metric)))
-    caption = f"The full model, and the model without one of its parts. {SPREAD}"
+    caption = f"The full model, and the model without one of its parts. {ERRORS}"
     return Chart("ablations", "Ablations", caption, tuple(panels), _height(table.unique("variant")))
 
 
@@ -56,7 +57,7 @@ def sensitivity(table: pl.DataFrame, metric: str) -> Chart:
     rows = _of(table, metric)
     panels = [_setting(part, metric) for part in rows.partition_by("panel", maintain_order=True)]
     title = metric_title(metric)
-    caption = f"{title} on the test split as one setting, or a pair of them, moves away from its default. {SPREAD}"
+    caption = f"{title} on the test split as one setting, or a pair of them, moves away from its default. {BANDS}"
     return Chart(f"sensitivity_{metric}", f"Sensitivity of {title} to settings", caption, tuple(panels), 300)
 
 
@@ -106,7 +107,7 @@ def breakdown(table: pl.DataFrame, metric: str) -> Chart:
     for part in rows.partition_by("axis", maintain_order=True):
         counts = dict(part.select("bucket", "count").unique("bucket", maintain_order=True).iter_rows())
         places = {bucket: float(place) for place, bucket in enumerate(counts)}
-        lines = sorted(part.partition_by("model", maintain_order=True), key=lambda line: -ranks[line["model"][0]])
+        lines = sorted(part.partition_by("model", maintain_order=True), key=lambda line: ranks[line["model"][0]])
         marks = [
             Line(
                 line["title"][0],
@@ -121,7 +122,14 @@ def breakdown(table: pl.DataFrame, metric: str) -> Chart:
         axis = part["axis"][0]
         panels.append(Panel(f"by {axis}", f"{axis} (how many)", metric_title(metric), tuple(marks), labels))
     title = f"{metric_title(metric)} by activity and popularity"
-    return Chart(f"breakdown_{metric}", title, f"Mean over seeds in each bucket. {SPREAD}", tuple(panels), 380)
+    caption = f"Mean over seeds in each bucket of users, or of items. {BANDS if panels[0].banded else ''}".rstrip()
+    return Chart(
+        f"breakdown_{metric}",
+        title,
+        caption,
+        tuple(panels),
+        380,
+    )
 
 
 def cost(table: pl.DataFrame, metric: str = "recall_at_20") -> Chart:
@@ -131,12 +139,10 @@ def cost(table: pl.DataFrame, metric: str = "recall_at_20") -> Chart:
     places = label_places(seconds, rows[metric].to_list(), rows["title"].to_list())
     rows = rows.with_columns(place=pl.Series(places, dtype=pl.String))
     marks = []
-    for name, part, colour in (
-        ("others", rows.filter(pl.col("model") != OWN), QUIET),
-        ("SCALE", rows.filter(pl.col("model") == OWN), COLOURS[0]),
-    ):
+    for which, colour in ((pl.col("model") != OWN, QUIET), (pl.col("model") == OWN, COLOURS[0])):
+        part = rows.filter(which)
         x, y, titles, sides = (tuple(part[column]) for column in ("seconds", metric, "title", "place"))
-        marks.append(Points(name, x, y, titles, Style(colour), sides))
+        marks.append(Points("", x, y, titles, Style(colour), sides))
     panel = Panel("", "seconds of training (log)", metric_title(metric), tuple(m for m in marks if m.x), log_x=True)
     caption = "Test metric against the time of one training until early stopping; up and left is better."
     return Chart("cost", f"{metric_title(metric)} against training time", caption, (panel,), 440)
@@ -180,15 +186,21 @@ def _setting(rows: pl.DataFrame, metric: str) -> Panel:
     pairs = rows.drop_nulls("value_2")
     if len(pairs):
         return _grid(pairs, title)
-    lines: list[Mark] = []
-    for index, part in enumerate(rows.partition_by("setting", maintain_order=True)):
-        part = part.sort("value")
-        lines.append(
-            Line(part["setting"][0], tuple(part["value"]), tuple(part["mean"]), tuple(part["sd"]), style(index + 1))
+    parts = rows.sort("value").partition_by("setting", maintain_order=True)
+    several = len(parts) > 1
+    lines = [
+        Line(
+            part["setting"][0] if several else "",
+            tuple(part["value"]),
+            tuple(part["mean"]),
+            tuple(part["sd"]),
+            style(index),
         )
+        for index, part in enumerate(parts, start=1)
+    ]
     ticks = tuple(rows["value"].unique().sort())
     log = ticks[0] > 0 and ticks[-1] / ticks[0] >= LOG_SPAN
-    label = rows["setting"][0] if len(lines) == 1 else "value"
+    label = "value" if several else rows["setting"][0]
     return Panel(title, label + (" (log)" if log else ""), metric_title(metric), tuple(lines), log_x=log, ticks=ticks)
 
 
@@ -208,8 +220,11 @@ def _items(rows: pl.DataFrame, name: str, drawn: Style) -> Points:
 
 
 def _purity(purity: pl.DataFrame | None, system: str) -> str:
-    found = [] if purity is None else purity.filter(pl.col("system") == system).rows(named=True)
-    return f"\nkNN purity {found[0]['purity']:.3f}, silhouette {found[0]['silhouette']:.3f}" if found else ""
+    if purity is None or system not in purity["system"]:
+        return ""
+    found = purity.row(by_predicate=pl.col("system") == system, named=True)
+    named = (("kNN purity", found["purity"]), ("silhouette", found["silhouette"]))
+    return "\n" + ", ".join(f"{name} {value:.3f}" for name, value in named if value is not None)
 
 
 def _unit(values: Sequence[float]) -> list[float]:

@@ -8,6 +8,9 @@ from assets.charts import BAND, MAP, Bars, Chart, Grid, Line, Panel, Points, num
 
 SIDES = {"right": "middle right", "left": "middle left", "above": "top center", "below": "bottom center"}
 GAP, AROUND = 90, 150  # pixels between rows of panels, and above and below them together
+# How a page shows a figure. By default Plotly offers to send what is in it to its makers.
+CONFIG = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
+LEGEND = 80  # pixels from the lowest axis to the legend
 
 
 def interactive(chart: Chart) -> Any:
@@ -36,6 +39,8 @@ def interactive(chart: Chart) -> Any:
         across, up = _axes(panel)
         drawn.update_xaxes(**across, **place)
         drawn.update_yaxes(**up, **place)
+    drawn.update_annotations(font_size=13)  # the panels' titles
+    dots = any(isinstance(mark, Points) for panel in chart.panels for mark in panel.marks)
     drawn.update_layout(
         template="none",
         title={"text": _markup(chart.title), "x": 0.01, "font": {"size": 16}},
@@ -44,7 +49,9 @@ def interactive(chart: Chart) -> Any:
         font={"family": "system-ui, sans-serif", "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": -60 / inner, "yanchor": "top", "x": 0, "itemsizing": "constant"},
+        legend={"orientation": "h", "y": -LEGEND / inner, "yanchor": "top", "x": 0}
+        | {"itemsizing": "constant" if dots else "trace"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "rgba(128,128,128,0.6)", "activecolor": "#808080"},
         hovermode="closest",
         barmode="overlay",
         showlegend=len(named) > 1,
@@ -58,7 +65,7 @@ def _traces(panel: Panel) -> Iterator[dict[str, Any]]:
             case Bars():
                 yield from _bar_traces(panel, mark, index)
             case Line():
-                yield from _line_traces(panel, mark)
+                yield from _line_traces(panel, mark, index)
             case Points():
                 yield _point_trace(mark)
             case Grid():
@@ -70,8 +77,7 @@ def _bar_traces(panel: Panel, bars: Bars, index: int) -> Iterator[dict[str, Any]
     along, up = ("y", "x") if panel.horizontal else ("x", "y")
     texts = [with_spread(*both) for both in zip(bars.values, bars.spreads, strict=True)]
     name = _markup(bars.name)
-    labels = [" · ".join(filter(None, (_markup(label), name))) for label in panel.categories]
-    hover = [f"{label} · {text}" for label, text in zip(labels, texts, strict=True)]
+    hover = [_joined(_markup(label), name, text) for label, text in zip(panel.categories, texts, strict=True)]
     shared = {along: places, "legendgroup": name, "hovertext": hover, "hoverinfo": "text"}
     spreads = [spread or 0.0 for spread in bars.spreads]
     yield shared | {
@@ -86,7 +92,7 @@ def _bar_traces(panel: Panel, bars: Bars, index: int) -> Iterator[dict[str, Any]
     }
     if panel.labelled:
         tips = [None if value is None else value + spread for value, spread in zip(bars.values, spreads, strict=True)]
-        text = [number(value) for value in bars.values]
+        text = [f"\u00a0\u00a0{number(value)}" if panel.horizontal else number(value) for value in bars.values]
         side = "middle right" if panel.horizontal else "top center"
         yield shared | {
             "type": "scatter",
@@ -99,10 +105,10 @@ def _bar_traces(panel: Panel, bars: Bars, index: int) -> Iterator[dict[str, Any]
         }
 
 
-def _line_traces(panel: Panel, line: Line) -> Iterator[dict[str, Any]]:
+def _line_traces(panel: Panel, line: Line, index: int) -> Iterator[dict[str, Any]]:
     name = _markup(line.name)
-    shared = {"type": "scatter", "name": name, "legendgroup": name}
-    if any(line.spreads):
+    shared = {"type": "scatter", "name": name, "legendgroup": name, "zorder": len(panel.marks) - index}
+    if panel.banded and any(line.spreads):
         low, high = line.band
         yield shared | {
             "x": (*line.x, *reversed(line.x)),
@@ -120,9 +126,13 @@ def _line_traces(panel: Panel, line: Line) -> Iterator[dict[str, Any]]:
         "x": line.x,
         "y": line.values,
         "mode": "lines+markers",
-        "line": {"color": line.style.colour, "width": 2, "dash": "dash" if line.style.second else "solid"},
+        "line": {
+            "color": line.style.colour,
+            "width": line.style.width,
+            "dash": "dash" if line.style.second else "solid",
+        },
         "marker": {"color": line.style.colour, "size": 6},
-        "hovertext": [f"{name} · {_markup(label)} · {text}" for label, text in zip(labels, texts, strict=True)],
+        "hovertext": [_joined(name, _markup(label), text) for label, text in zip(labels, texts, strict=True)],
         "hoverinfo": "text",
     }
 
@@ -143,7 +153,7 @@ def _point_trace(points: Points) -> dict[str, Any]:
             "symbol": "triangle-up" if points.style.second else "circle",
             "size": 9 if points.places else 4,
         },
-        "hovertext": texts if points.places else [f"{name} · {text}" for text in texts],
+        "hovertext": texts if points.places else [_joined(name, text) for text in texts],
         "hoverinfo": "x+y+text" if points.places else "text",
         **(labelled if points.places else {}),
     }
@@ -166,26 +176,38 @@ def _grid_trace(grid: Grid) -> dict[str, Any]:
 def _axes(panel: Panel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the x and the y axis."""
     shown = {"showgrid": True, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
-    across = shown | {"title": {"text": _markup(panel.x_label)}}
-    up = shown | {"title": {"text": _markup(panel.y_label)}}
+    across = shown | {"title": {"text": _markup(panel.x_label), "standoff": 8}}
+    up = shown | {"title": {"text": _markup(panel.y_label)}, "hoverformat": ".4f"}
     if panel.bare:
         hidden = {"visible": False}
         return hidden, hidden
     if panel.categories:
         count = len(panel.categories)
         labels = [_markup(label) for label in panel.categories]
-        named = {"tickvals": list(range(count)), "ticktext": labels, "showgrid": False}
+        named = {"tickvals": list(range(count)), "ticktext": labels, "showgrid": False, "ticklabelstandoff": 5}
         if panel.horizontal:
-            return across | {"rangemode": "tozero"}, up | named | {"range": [count - 0.4, -0.6]}
+            return across | {"range": [0, 1.13 * _longest(panel) or 1]}, up | named | {"range": [count - 0.4, -0.6]}
         across |= named | {"range": [-0.6, count - 0.4]}
     if panel.ticks:
         across |= {"tickvals": panel.ticks, "ticktext": [f"{tick:g}" for tick in panel.ticks]}
     if panel.log_x:
-        across |= {"type": "log"} if panel.ticks else {"type": "log", "dtick": "D2"}
+        across |= {"type": "log"} if panel.ticks else {"type": "log", "dtick": "D2", "hoverformat": ",.0f"}
     grid = [mark for mark in panel.marks if isinstance(mark, Grid)]
     if grid:
         up |= {"tickvals": list(range(len(grid[0].rows))), "ticktext": [_markup(row) for row in grid[0].rows]}
     return across, up
+
+
+def _longest(panel: Panel) -> float:
+    """Where the longest bar ends, its error bar included."""
+    both = [
+        pair for bars in panel.marks if isinstance(bars, Bars) for pair in zip(bars.values, bars.spreads, strict=True)
+    ]
+    return max((value or 0.0) + (spread or 0.0) for value, spread in both)
+
+
+def _joined(*texts: str) -> str:
+    return " · ".join(filter(None, texts))
 
 
 def _markup(text: str) -> str:

@@ -22,7 +22,7 @@ def picture(chart: Chart) -> bytes:
     for axes, panel in zip(panels, chart.panels, strict=False):
         for index, mark in enumerate(panel.marks):
             handle = _draw(axes, panel, mark, index)
-            if not isinstance(mark, Grid):
+            if not isinstance(mark, Grid) and mark.name:
                 entries.setdefault(_plain(mark.name), handle)
         _finish(axes, panel)
     for axes in panels[len(chart.panels) :]:
@@ -31,7 +31,7 @@ def picture(chart: Chart) -> bytes:
     if len(entries) > 1:
         columns = max(1, 120 // (max(map(len, entries)) + 10))  # letters to a line
         drawn.set_figheight(drawn.get_figheight() + 0.2 * -(-len(entries) // columns))
-        place = {"loc": "outside lower left", "ncols": columns, "fontsize": 8, "frameon": False}
+        place = {"loc": "outside lower left", "ncols": columns, "fontsize": 8, "frameon": False, "markerscale": 1.5}
         drawn.legend(entries.values(), entries.keys(), **place)
     return plots.png(drawn)
 
@@ -43,9 +43,10 @@ def _draw(axes: Any, panel: Panel, mark: Mark, index: int) -> Any:
             return _draw_bars(axes, panel, mark, index)
         case Line():
             dashes = "--" if mark.style.second else "-"
-            look = {"color": mark.style.colour, "marker": "o", "markersize": 3.5, "linewidth": 1.4}
+            look = {"color": mark.style.colour, "marker": "o", "markersize": 3.5, "linewidth": 0.7 * mark.style.width}
+            look["zorder"] = 3 - index / len(panel.marks)
             (drawn,) = axes.plot(mark.x, mark.values, dashes, **look)
-            if any(mark.spreads):
+            if panel.banded and any(mark.spreads):
                 axes.fill_between(mark.x, *mark.band, color=mark.style.colour, alpha=BAND, linewidth=0)
             return drawn
         case Points():
@@ -96,7 +97,7 @@ def _finish(axes: Any, panel: Panel) -> None:
     if panel.horizontal:
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.margins(x=0.12)
+        axes.margins(x=0.15)
     elif labels:
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.5 if grid else -0.6, len(labels) - (0.5 if grid else 0.4))

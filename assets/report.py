@@ -10,7 +10,7 @@ import polars as pl
 import polars.selectors as cs
 
 from assets import sections
-from assets.interactive import interactive
+from assets.interactive import CONFIG, interactive
 from assets.picture import picture
 from assets.sections import Section
 from pipeline.parquet import atomic_folder
@@ -71,7 +71,7 @@ def render(title: str, facts: Mapping[str, object], tables: Mapping[str, pl.Data
     content = {"title": title, "facts": shown, "sections": made}
     with atomic_folder(folder) as temporary:
         figures = _write_figures(made, temporary / "figures")
-        page = _template("report.html.j2").render(content, figures=figures, plotly=_plotly_js())
+        page = _template("report.html.j2").render(content, figures=figures, config=CONFIG, plotly=_plotly_js())
         (temporary / "report.html").write_text(page, encoding="utf-8")
         (temporary / "report.md").write_text(_template("report.md.j2").render(content), encoding="utf-8")
     return folder / "report.html"
@@ -85,7 +85,8 @@ def build(tables: Mapping[str, pl.DataFrame]) -> list[Section]:
     ValueError
         A table of an unknown name, without a column that it must hold, or with two rows where one is due.
     """
-    clean = {name: _checked(name, table) for name, table in tables.items() if not table.is_empty()}
+    checked = {name: _checked(name, table) for name, table in tables.items() if not table.is_empty()}
+    clean = {name: table for name, table in checked.items() if not table.is_empty()}
     purity = clean.pop("item_map_purity", None)
     makers: dict[str, Callable[[pl.DataFrame], Section]] = {
         "comparison": sections.comparison,
@@ -105,7 +106,7 @@ def build(tables: Mapping[str, pl.DataFrame]) -> list[Section]:
 
 
 def _checked(name: str, table: pl.DataFrame) -> pl.DataFrame:
-    """The table, its NaNs as nulls."""
+    """The table, its NaNs as nulls, without rows that tell no mean."""
     if name not in COLUMNS:
         near = difflib.get_close_matches(name, COLUMNS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COLUMNS)}"
@@ -113,7 +114,8 @@ def _checked(name: str, table: pl.DataFrame) -> pl.DataFrame:
     missing = [column for column in COLUMNS[name] if column not in table.columns]
     if missing:
         raise ValueError(f"the report's table {name} lacks {', '.join(missing)}; it holds {', '.join(table.columns)}")
-    return table.with_columns(cs.float().fill_nan(None))
+    table = table.with_columns(cs.float().fill_nan(None))
+    return table.drop_nulls("mean") if "mean" in table.columns else table
 
 
 def _write_figures(made: list[Section], folder: Path) -> dict[str, str]:
@@ -123,8 +125,8 @@ def _write_figures(made: list[Section], folder: Path) -> dict[str, str]:
     for chart in (chart for section in made for chart in section.charts):
         (folder / f"{chart.name}.png").write_bytes(picture(chart))
         drawn = interactive(chart)
-        drawn.write_html(folder / f"{chart.name}.html", include_plotlyjs="directory", div_id=chart.name)
-        drawn.update_layout(title=None, margin_t=50, height=drawn.layout.height - 40)
+        drawn.write_html(folder / f"{chart.name}.html", CONFIG, include_plotlyjs="directory", div_id=chart.name)
+        drawn.update_layout(title=None, margin_t=64, height=drawn.layout.height - 26)
         embedded[chart.name] = drawn.to_json().replace("<", "\\u003c")  # nothing in it can end its script element
     return embedded
 

@@ -28,9 +28,9 @@ def comparison(table: pl.DataFrame) -> Section:
     """Every model's test metrics."""
     charts = tuple(figures.models(table, metric) for metric in headline(table))
     text = (
-        f"{_count(table['model'], 'model')} trained and tested on one split, {_range(table['users'])} users with "
-        f"held-out items, {_range(table['seeds'])} seeds each. {_standing(table)}"
-    )
+        f"Models trained and tested on one split: {table['model'].n_unique()}. Users with held-out items: "
+        f"{_range(table['users'])}. Seeds of each: {_range(table['seeds'])}. {_standing(table)}"
+    ).rstrip()
     shown = _metrics(table, ("model", "title", "seeds"), (Column("model", "title", "text"),))
     return Section("comparison", "Models", text, (shown,), charts)
 
@@ -109,22 +109,25 @@ def sensitivity(table: pl.DataFrame) -> Section:
 def leak_audit(table: pl.DataFrame) -> Section:
     """Profiles from training reviews alone against profiles from all reviews."""
     text = (
-        "SCALE with profiles written from training interactions alone (`train`), and from all, held-out ones included "
-        "(`all`). What the second gains is what a leak of the test split into the profiles is worth."
+        "SCALE with profiles written from training interactions alone (train), and from all, held-out ones included "
+        "(all). What the second gains is what a leak of the test split into the profiles is worth."
     )
     caption = "Test metrics by what the profiles were written from; an error bar is one standard deviation over seeds."
     chart = figures.audit(table, "history", "leak_audit", "What a leak into profiles is worth", caption)
-    shown = _compared(table, "history", "Difference, and the paired t-test")
+    shown = _compared(table, "history", "Difference, and the paired t-test", best=False)
     return Section("leak_audit", "Leak audit", text, shown, (chart,))
 
 
 def fusion_audit(table: pl.DataFrame) -> Section:
     """Ways to fuse the graphs, and what each leaves of them."""
-    text = "What each way to fuse the semantic graphs leaves of their edges, and what SCALE reaches on it."
+    text = (
+        "What each way to fuse the semantic graphs leaves of the edges between users (UU), users and items (UI) and "
+        "items (II), and what SCALE reaches on it."
+    )
     caption = "Test metrics by the way of fusion; an error bar is one standard deviation over seeds."
     chart = figures.audit(table, "variant", "fusion_audit", "Ways to fuse the graphs", caption)
     edges = ("edges_uu", "edges_ui", "edges_ii")
-    names = ("user-user edges", "user-item edges", "item-item edges")
+    names = ("UU edges", "UI edges", "II edges")
     first = [Column("fusion", "variant", "text")]
     first += [Column(heading, name, "count") for heading, name in zip(names, edges, strict=True)]
     first += [Column("isolated nodes", "isolated_nodes", "count")]
@@ -208,10 +211,10 @@ def _means(names: Iterable[str], best: bool = True) -> list[Column]:
     ]
 
 
-def _compared(table: pl.DataFrame, by: str, caption: str) -> tuple[Table, ...]:
+def _compared(table: pl.DataFrame, by: str, caption: str, best: bool = True) -> tuple[Table, ...]:
     """Means, and the differences from the row that has none itself."""
     named = Column(by, by, "text")
-    means = _metrics(table, (by, "seeds"), (named,))
+    means = _metrics(table, (by, "seeds"), (named,), best)
     gaps = table.drop_nulls("difference")
     if gaps.is_empty():
         return (means,)
@@ -237,10 +240,6 @@ def _standing(table: pl.DataFrame) -> str:
         f"{with_spread(own['mean'], own['sd'])}; the best other model is {best['title']} with "
         f"{with_spread(best['mean'], best['sd'])}."
     )
-
-
-def _count(values: pl.Series, noun: str) -> str:
-    return f"{values.n_unique()} {noun}{'' if values.n_unique() == 1 else 's'}"
 
 
 def _range(values: pl.Series) -> str:

@@ -92,7 +92,7 @@ def test_both_drawings_show_every_model(count: int, sd: float | None, monkeypatc
     bars, texts = interactive(chart).data
     best_first = sorted(means.values(), reverse=True)
     assert list(bars.x) == best_first
-    assert list(texts.text) == [f"{mean:.4f}" for mean in best_first]
+    assert [text.strip() for text in texts.text] == [f"{mean:.4f}" for mean in best_first]
     assert bars.error_x.visible == (sd is not None)
     (axes,) = drawn(chart, monkeypatch).axes
     patches = [patch.get_width() for patch in axes.patches]
@@ -197,9 +197,13 @@ def test_a_breakdown_draws_scale_on_top(count: int, monkeypatch: pytest.MonkeyPa
     activity, popularity = chart.panels
     assert activity.categories == ("1-5\n(1,200)", "6-9\n(80)")
     assert popularity.categories == ("head\n(7)",)
-    assert (activity.marks[-1].name, activity.marks[-1].style) == ("SCALE", style(0))
-    assert [line.style for line in reversed(activity.marks)] == [style(rank) for rank in range(count)]
-    assert len(drawn(chart, monkeypatch).axes) == 2
+    assert (activity.marks[0].name, activity.marks[0].style) == ("SCALE", style(0))
+    assert [line.style for line in activity.marks] == [style(rank) for rank in range(count)]
+    first, *_ = axes = drawn(chart, monkeypatch).axes
+    assert len(axes) == 2
+    assert max(first.lines, key=lambda line: line.zorder).get_color() == style(0).colour
+    top = max((trace for trace in interactive(chart).data), key=lambda trace: trace.zorder)
+    assert top.name == "SCALE"
     assert len({trace.name for trace in interactive(chart).data}) == count
 
 
