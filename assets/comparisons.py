@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_array
 
-from assets.replicates import REPLICATES, frame, metrics_of, replicates, spread, stored_replicates
+from assets.replicates import REPLICATES, drawn, frame, metrics_of, replicates, spread, stored_replicates
+from assets.reporting import sections
 from assets.settings import SUBJECT, Dataset, partition_of, settings_of
 from assets.stage import Result, stage
 from assets.storage import stored_path
@@ -76,8 +77,12 @@ def comparison_tables(context: dg.AssetExecutionContext) -> dict[str, Result]:
     best = max((model for model in found if model != SUBJECT), key=strength.__getitem__, default=None)
     against = [model for model in dict.fromkeys(("lightgcn", best)) if model in found]
     tests = [test for other in against for test in _tests(found, other)]
+    comparison = pl.DataFrame(rows)
     shown = {"models": len(found), "best_by_validation": MODELS[max(strength, key=strength.__getitem__)].title}
-    return {"comparison": Result(pl.DataFrame(rows), shown), "significance": Result(frame(tests, SIGNIFICANCE))}
+    return {
+        "comparison": Result(comparison, shown | drawn(sections.comparison(comparison))),
+        "significance": Result(frame(tests, SIGNIFICANCE)),
+    }
 
 
 @stage(
@@ -128,7 +133,11 @@ def breakdown_tables(context: dg.AssetExecutionContext) -> dict[str, Result]:
         measures += [
             {**_about(model), "measure": measure, **spread([seed[measure] for seed in alike])} for measure in alike[0]
         ]
-    return {"breakdown": Result(frame(groups, BREAKDOWN)), "lists": Result(frame(measures, LISTS))}
+    breakdown = frame(groups, BREAKDOWN)
+    return {
+        "breakdown": Result(breakdown, drawn(sections.breakdown(breakdown))),
+        "lists": Result(frame(measures, LISTS)),
+    }
 
 
 def cost(name: str) -> pl.DataFrame:

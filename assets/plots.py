@@ -20,7 +20,12 @@ def degree_histogram(graph: csr_array) -> str:
         axes.hist(np.minimum(degree, top), bins=edges, alpha=0.6, label=f"{name}-degree")
     axes.set(xlabel=f"degree (larger ones are counted at {top})", ylabel="nodes")
     axes.legend(frameon=False)
-    return f"![degrees](data:image/png;base64,{base64.b64encode(png(drawn)).decode()})"
+    return embedded("degrees", png(drawn))
+
+
+def embedded(name: str, picture: bytes) -> str:
+    """A PNG as Markdown with the picture inside."""
+    return f"![{name}](data:image/png;base64,{base64.b64encode(picture).decode()})"
 
 
 def curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str, best_epoch: int) -> Any:

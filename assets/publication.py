@@ -9,17 +9,15 @@ import polars as pl
 from assets import home, tracking
 from assets.comparisons import TABLES, cost
 from assets.replicates import REPLICATES, stored_replicates
+from assets.reporting.report import COLUMNS, render
 from assets.settings import Dataset, partition_of, settings_of
 from assets.stage import Result, StageError, stage
 from assets.storage import stored_path
+from assets.versions import package
 from pipeline import parquet
 from pipeline.interactions import SPLITS
 
-# In the order in which they are shown.
-PARTS = (
-    "comparison", "significance", "table_1", "table_2", "ablations", "sensitivity", "leak_audit", "fusion_audit",
-    "breakdown", "lists", "item_map", "item_map_purity",
-)  # fmt: skip
+PARTS = [name for name in COLUMNS if name != "cost"]  # which is no asset
 
 
 def report_path(name: str) -> Path:
@@ -29,14 +27,12 @@ def report_path(name: str) -> Path:
 
 @stage(
     group="evidence",
-    code=[],
+    code=package("assets.reporting"),
     reads=[*(dg.AssetKey(name) for name in PARTS), *TABLES, *REPLICATES],
     whatever_there_is=True,
 )
 def report(context: dg.AssetExecutionContext) -> Result:
     """A page that needs no network, and the same as Markdown: every table and figure that there is of a dataset."""
-    from assets.report import render
-
     name, settings = partition_of(context)["dataset"], settings_of(context)
     paths = {part: stored_path(dg.AssetKey(part), name) for part in PARTS}
     tables = {part: parquet.read_table(path) for part, path in paths.items() if path.exists()}

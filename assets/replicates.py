@@ -8,7 +8,10 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from assets import plots
 from assets.progress import Progress
+from assets.reporting import sections
+from assets.reporting.picture import picture
 from assets.settings import overrides_of, partition_of, settings_of
 from assets.stage import Result, StageError, publish
 from assets.storage import stored_path
@@ -113,6 +116,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     """`mean`, `sd` (null for a single one) and number (`seeds`) of values over seeds."""
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "sd": sd, "seeds": len(values)}
+
+
+def drawn(section: sections.Section) -> dict[str, dg.MetadataValue]:
+    """The charts of a section of the report, for the metadata of the asset that it shows."""
+    return {chart.name: dg.MetadataValue.md(plots.embedded(chart.name, picture(chart))) for chart in section.charts}
 
 
 def frame(rows: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> pl.DataFrame:

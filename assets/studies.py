@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from assets.progress import Progress
-from assets.replicates import REPLICATES, frame, spread, stored_replicates
+from assets.replicates import REPLICATES, drawn, frame, spread, stored_replicates
+from assets.reporting import sections
 from assets.settings import SUBJECT, overrides_of, partition_of, settings_of
 from assets.stage import Result, stage
 from assets.storage import stored_path
@@ -68,14 +69,16 @@ PURITY = {"system": pl.String, "purity": pl.Float64, "silhouette": pl.Float64}
 def ablations(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """SCALE without each of its parts in turn (Fig. 4a), over all seeds."""
     found = _variants(context, progress, "ablations", ABLATIONS, settings_of(context).evidence.seeds)
-    return Result(frame(_against(found["SCALE"], found), VARIANTS))
+    table = frame(_against(found["SCALE"], found), VARIANTS)
+    return Result(table, drawn(sections.ablations(table)))
 
 
 @stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS)
 def leak_audit(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """What it is worth to SCALE if user profiles are written from held-out interactions, too."""
     found = _variants(context, progress, "leak audit", HISTORIES, settings_of(context).evidence.seeds)
-    return Result(frame(_against(found["train"], found), VARIANTS).rename({"variant": "history"}))
+    table = frame(_against(found["train"], found), VARIANTS).rename({"variant": "history"})
+    return Result(table, drawn(sections.leak_audit(table)))
 
 
 @stage(group="evidence", code=["pipeline.graphs.fusion"], settings=["evidence"], reads=READS)
@@ -91,7 +94,8 @@ def fusion_audit(context: dg.AssetExecutionContext, progress: Progress) -> Resul
         summary = graph_summary(parquet.read_graph(inputs["semantic_graph"].path), blocks)
         about = {"isolated_nodes": summary["isolated"], **{edges: summary[edges] for edges in EDGES}}
         rows += [{"variant": name, **about, **row} for row in variant.means()]
-    return Result(frame(rows, FUSION_AUDIT))
+    table = frame(rows, FUSION_AUDIT)
+    return Result(table, drawn(sections.fusion_audit(table)))
 
 
 @stage(group="evidence", code=[], settings=["sensitivity"], reads=READS)
@@ -112,7 +116,8 @@ def sensitivity(context: dg.AssetExecutionContext, progress: Progress) -> Result
         setting_2, value_2 = second[0] if second else (None, None)
         about = {"panel": panel, "setting": setting, "value": value, "setting_2": setting_2, "value_2": value_2}
         rows += [{**about, **row} for row in found[name].means()]
-    return Result(frame(rows, SENSITIVITY))
+    table = frame(rows, SENSITIVITY)
+    return Result(table, drawn(sections.sensitivity(table)))
 
 
 @stage(
@@ -138,12 +143,13 @@ def item_maps(context: dg.AssetExecutionContext, progress: Progress) -> dict[str
             variant = _variants(context, progress, "item map", {without: ABLATIONS[without]}, 1)[without]
             systems |= {outcome.trial.label: outcome.items for outcome in variant.outcomes}
     own = {system: vectors[items["item"].to_numpy()] for system, vectors in systems.items()}
-    purity = [{"system": system, **cohesion(vectors, items["category"].to_numpy())} for system, vectors in own.items()]
+    purities = [
+        {"system": system, **cohesion(vectors, items["category"].to_numpy())} for system, vectors in own.items()
+    ]
     places = [_places(system, vectors, items) for system, vectors in own.items()]
-    return {
-        "item_map": Result(pl.concat([pl.DataFrame(schema=ITEM_MAP), *places])),
-        "item_map_purity": Result(frame(purity, PURITY)),
-    }
+    table, purity = pl.concat([pl.DataFrame(schema=ITEM_MAP), *places]), frame(purities, PURITY)
+    shown = drawn(sections.item_map(table, purity)) if table.height else {}
+    return {"item_map": Result(table, shown), "item_map_purity": Result(purity)}
 
 
 # ----------------------------------------------------------------------------------------------------- variants

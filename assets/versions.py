@@ -46,6 +46,7 @@ PLUMBING = {
         "partitions",
         "plots",
         "progress",
+        "reporting.picture",
         "settings",
         "stage",
         "storage",
@@ -95,7 +96,7 @@ def package(name: str) -> list[str]:
 def _module_version(module: str) -> str:
     """Version of a module's code; for a package, of the data files beside it too."""
     source = _source(module)
-    data = sorted(source.parent.glob("*.yaml")) if source.stem == "__init__" else []
+    data = sorted((*source.parent.glob("*.yaml"), *source.parent.glob("*.j2"))) if source.stem == "__init__" else []
     texts = {path.name: path.read_text(encoding="utf-8") for path in data}
     return fingerprint.settings_version(texts, fingerprint.code_version(source.read_text(encoding="utf-8")))
 

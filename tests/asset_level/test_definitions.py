@@ -123,5 +123,15 @@ def test_jobs_cover_every_stage_and_each_has_one_set_of_partitions():
 def test_import_loads_nothing_heavy():
     script = "import json, sys, assets.definitions; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.check_output([sys.executable, "-c", script], text=True))
-    heavy = {"torch", "numba", "sklearn", "mlflow", "sentence_transformers", "transformers", "matplotlib", "vllm"}
+    heavy = {
+        "torch",
+        "numba",
+        "sklearn",
+        "mlflow",
+        "sentence_transformers",
+        "transformers",
+        "matplotlib",
+        "plotly",
+        "vllm",
+    }
     assert heavy.isdisjoint(loaded)

@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from assets import figures, picture, plots
-from assets.charts import COLOURS, QUIET, REST, STYLES, Bars, Chart, Grid, Line, Panel, Points, Style, style
-from assets.interactive import interactive
+from assets import plots
+from assets.reporting import figures, picture
+from assets.reporting.charts import COLOURS, QUIET, REST, STYLES, Bars, Chart, Grid, Line, Panel, Points, Style, style
+from assets.reporting.interactive import interactive
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

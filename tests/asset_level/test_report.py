@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from assets import report, sections
-from assets.tables import Column, Table, wide
+from assets.reporting import report, sections
+from assets.reporting.tables import Column, Table, wide
 
 METRICS = ("recall_at_10", "recall_at_20", "ndcg_at_10", "ndcg_at_20")
 MODELS = {"scale": "SCALE", "lightgcn": "LightGCN", "freedom": "FREEDOM", "bpr": "BPR | <b>MF</b>"}
@@ -393,6 +393,6 @@ def test_the_text_says_where_scale_stands():
 
 def test_reports_need_neither_dagster_nor_a_drawing_library_until_they_are_made():
     heavy = "{'dagster', 'mlflow', 'plotly', 'matplotlib', 'torch', 'sklearn'}"
-    code = f"import sys, assets.report; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, assets.reporting.report; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from assets.charts import OWN, with_spread
+from assets.reporting.charts import OWN, with_spread
 
 SIGNIFICANT = 0.05
 NOTHING = "–"

@@ -1,7 +1,7 @@
 """What a chart shows, apart from how it is drawn: panels of bars, lines, points or a grid of values.
 
-`assets.figures` makes charts from tables. Each is drawn twice: by `assets.interactive` to be explored in a browser, by
-`assets.picture` as a PNG.
+`figures` makes charts from tables. Each is drawn twice: by `interactive` to be explored in a browser, by `picture` as a
+PNG.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 from typing import Any
 
 from assets import plots
-from assets.charts import BAND, MAP, Bars, Chart, Grid, Line, Mark, Panel, Points, number
+from assets.reporting.charts import BAND, MAP, Bars, Chart, Grid, Line, Mark, Panel, Points, number
 
 WIDTH, INCH = 9.6, 105  # of a picture in inches, and how many pixels of a page are drawn as one
 OFFSETS = {  # of a text from its point, in points, and how it is aligned

@@ -1,11 +1,25 @@
-"""The figures of a report, each from its table: long, one row a metric, as `assets.sections.COLUMNS` lists them."""
+"""The figures of a report, each from its table: long, one row a metric; see `report.COLUMNS`."""
 
 import math
 from collections.abc import Sequence
 
 import polars as pl
 
-from assets.charts import COLOURS, OWN, QUIET, REST, STYLES, Bars, Chart, Grid, Line, Panel, Points, Style, style
+from assets.reporting.charts import (
+    COLOURS,
+    OWN,
+    QUIET,
+    REST,
+    STYLES,
+    Bars,
+    Chart,
+    Grid,
+    Line,
+    Panel,
+    Points,
+    Style,
+    style,
+)
 
 HEADLINE = ("recall_at_20", "ndcg_at_20")
 LOG_SPAN = 100.0  # a setting tried over two decades or more is shown on a log axis

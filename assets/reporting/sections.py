@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from assets import figures
-from assets.charts import OWN, Chart, with_spread
-from assets.figures import headline, metric_title
-from assets.tables import SIGNIFICANT, Column, Table, wide
+from assets.reporting import figures
+from assets.reporting.charts import OWN, Chart, with_spread
+from assets.reporting.figures import headline, metric_title
+from assets.reporting.tables import SIGNIFICANT, Column, Table, wide
 
 RISING = ("recall", "ndcg", "coverage")  # beginnings of the names of metrics of which more is better for sure
 

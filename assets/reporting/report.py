@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 import polars.selectors as cs
 
-from assets import sections
-from assets.interactive import CONFIG, interactive
-from assets.picture import picture
-from assets.sections import Section
+from assets.reporting import sections
+from assets.reporting.interactive import CONFIG, interactive
+from assets.reporting.picture import picture
+from assets.reporting.sections import Section
 from pipeline.parquet import atomic_folder
 
 RESULT = ("metric", "mean", "sd", "seeds")

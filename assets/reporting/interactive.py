@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterator
 from typing import Any
 
-from assets.charts import BAND, MAP, Bars, Chart, Grid, Line, Panel, Points, number, with_spread
+from assets.reporting.charts import BAND, MAP, Bars, Chart, Grid, Line, Panel, Points, number, with_spread
 
 SIDES = {"right": "middle right", "left": "middle left", "above": "top center", "below": "bottom center"}
 GAP, AROUND = 90, 150  # pixels between rows of panels, and above and below them together
