@@ -1,6 +1,6 @@
-"""Studies of SCALE on a dataset: ablations, audits of the leak and of eq. 6, sensitivity, a map of its items.
+"""Studies on a dataset: ablations of SCALE, audits of the leak and of eq. 6, sensitivity, splits, modalities, a map.
 
-Each trains variants of it; a variant that two studies share is trained once (see `trials`).
+Each trains variants of a model; one that two studies share is trained once (see `trials`).
 """
 
 import itertools
@@ -24,6 +24,7 @@ from assets.variants import varied
 from model.registry import MODELS
 from pipeline import parquet
 
+MULTIMODAL = [dg.AssetKey(name) for name in inputs_of(group_of("freedom"))]
 READS = [group_of(SUBJECT).settings_key, *(dg.AssetKey(name) for name in inputs_of(group_of(SUBJECT)))]
 
 # The variants of Fig. 4a. Without SAG the relation alignment still draws from the pursuits' supports.
@@ -56,6 +57,17 @@ FUSION_AUDIT = {
 SENSITIVITY = {
     "panel": pl.String, "setting": pl.String, "value": pl.Float64, "setting_2": pl.String, "value_2": pl.Float64,
     "metric": pl.String, "mean": pl.Float64, "sd": pl.Float64, "seeds": pl.Int64,
+}  # fmt: skip
+OTHER = "lightgcn"  # a model without texts, beside SCALE on other splits
+SPLITS = ("random", "user_time", "global_time")
+SPLIT_STUDY = {
+    "split": pl.String, "model": pl.String, "title": pl.String, "metric": pl.String, "mean": pl.Float64,
+    "sd": pl.Float64, "seeds": pl.Int64,
+}  # fmt: skip
+MODALITIES: dict[str, list[str] | None] = {"text": ["text"], "images": ["visual"], "both": None}
+MODALITY_STUDY = {
+    "model": pl.String, "title": pl.String, "modalities": pl.String, "metric": pl.String, "mean": pl.Float64,
+    "sd": pl.Float64, "seeds": pl.Int64,
 }  # fmt: skip
 MAPPED = ("scale", "lightgcn", "freedom")  # the paper's Figs. 1, 3 and 4
 MAP_ITEMS, MAP_CATEGORIES, NEIGHBOURS = 2_000, 8, 10
@@ -120,6 +132,50 @@ def sensitivity(context: dg.AssetExecutionContext, progress: Progress) -> Result
     return Result(table, drawn(sections.sensitivity(table)))
 
 
+@stage(group="evidence", code=[], settings=["sensitivity"], reads=READS)
+def split_study(context: dg.AssetExecutionContext, progress: Progress) -> Result:
+    """SCALE and LightGCN on splits by chance and by time; empty where interactions have no times."""
+    name, seeds = partition_of(context)["dataset"], settings_of(context).evidence.sensitivity_seeds
+    rows: list[dict[str, Any]] = []
+    times = pl.scan_parquet(stored_path(dg.AssetKey("interactions"), name)).select(pl.col("timestamp").is_null().any())
+    if times.collect().item():
+        return Result(frame(rows, SPLIT_STUDY), {"split by time": "not possible: interactions have no times"})
+    plan = {f"on a {split} split": {"interactions.split": split} for split in SPLITS}
+    for model in (SUBJECT, OTHER):
+        found = _variants(context, progress, f"splits of {MODELS[model].title}", plan, seeds, model)
+        for split, variant in zip(SPLITS, found.values(), strict=True):
+            rows += [{"split": split, "model": model, "title": MODELS[model].title, **row} for row in variant.means()]
+    table = frame(rows, SPLIT_STUDY)
+    return Result(table, drawn(sections.split_study(table)))
+
+
+@stage(
+    group="evidence",
+    code=[],
+    settings=["sensitivity"],
+    reads=[*REPLICATES, *MULTIMODAL],
+    whatever_there_is=True,
+)
+def modality_study(context: dg.AssetExecutionContext, progress: Progress) -> Result:
+    """Every multimodal model that has replicates, with texts, with images, with both; empty without images."""
+    name, seeds = partition_of(context)["dataset"], settings_of(context).evidence.sensitivity_seeds
+    rows: list[dict[str, Any]] = []
+    images = stored_path(dg.AssetKey("item_visual_embeddings"), name)
+    if not images.exists() or not len(parquet.read_array(images)):
+        return Result(frame(rows, MODALITY_STUDY), {"modalities": "texts alone"})
+    for model in (model for model in stored_replicates(name) if "modalities" in MODELS[model].needs):
+        plan = {
+            f"of {modalities}": {f"models.{model}.modalities": chosen} if chosen else {}
+            for modalities, chosen in MODALITIES.items()
+        }
+        found = _variants(context, progress, f"modalities of {MODELS[model].title}", plan, seeds, model)
+        for modalities, variant in zip(MODALITIES, found.values(), strict=True):
+            about = {"model": model, "title": MODELS[model].title, "modalities": modalities}
+            rows += [{**about, **row} for row in variant.means()]
+    table = frame(rows, MODALITY_STUDY)
+    return Result(table, drawn(sections.modality_study(table)) if rows else {})
+
+
 @stage(
     group="evidence",
     code=[],
@@ -157,7 +213,7 @@ def item_maps(context: dg.AssetExecutionContext, progress: Progress) -> dict[str
 
 @dataclass(frozen=True)
 class _Variant:
-    """Trainings of SCALE with some settings changed, one a seed."""
+    """Trainings of a model with some settings changed, one a seed."""
 
     outcomes: list[Outcome]
 
@@ -168,15 +224,20 @@ class _Variant:
 
 
 def _variants(
-    context: dg.AssetExecutionContext, progress: Progress, label: str, plan: Mapping[str, Mapping[str, Any]], seeds: int
+    context: dg.AssetExecutionContext,
+    progress: Progress,
+    label: str,
+    plan: Mapping[str, Mapping[str, Any]],
+    seeds: int,
+    model: str = SUBJECT,
 ) -> dict[str, _Variant]:
     """Train every variant of a plan (name -> settings by dotted key) with `seeds` seeds, all of them together."""
     name, base, settings = partition_of(context)["dataset"], overrides_of(context), settings_of(context)
     trials: dict[str, list[Trial]] = {}
     for variant, changes in plan.items():
-        inputs = varied(context.instance, name, base, changes, inputs_of(group_of(SUBJECT)))
-        title = f"{MODELS[SUBJECT].title} {variant}" if changes else MODELS[SUBJECT].title
-        trials[variant] = seeds_of(name, SUBJECT, title, {**base, **changes}, inputs, seeds)
+        inputs = varied(context.instance, name, base, changes, inputs_of(group_of(model)))
+        title = f"{MODELS[model].title} {variant}" if changes else MODELS[model].title
+        trials[variant] = seeds_of(name, model, title, {**base, **changes}, inputs, seeds)
     together = [trial for each in trials.values() for trial in each]
     outcomes = iter(run(together, settings.evidence.parallel, progress.bar(context, label)))
     return {variant: _Variant(list(itertools.islice(outcomes, len(each)))) for variant, each in trials.items()}

@@ -87,6 +87,20 @@ def audit(table: pl.DataFrame, by: str, name: str, title: str, caption: str) -> 
     return Chart(name, title, caption, (Panel("", "", "mean over seeds", tuple(marks), labels),))
 
 
+def by_model(table: pl.DataFrame, by: str, title: str) -> Chart:
+    """The first metric of every model, a bar for each kind of `by`: of split, or of features."""
+    metric = headline(table)[0]
+    rows = _of(table, metric)
+    titles = rows["title"].unique(maintain_order=True).to_list()
+    marks = []
+    for index, part in enumerate(rows.partition_by(by, maintain_order=True)):
+        found = {name: (mean, sd) for name, mean, sd in part.select("title", "mean", "sd").iter_rows()}
+        values, spreads = zip(*(found.get(name, (None, None)) for name in titles), strict=True)
+        marks.append(Bars(part[by][0], values, spreads, (style(index).colour,) * len(titles)))
+    panel = Panel("", metric_title(metric), "", tuple(marks), tuple(titles), horizontal=True)
+    return Chart(f"by_{by}", title, f"One bar a kind of {by}. {ERRORS}", (panel,), 120 + 24 * len(titles) * len(marks))
+
+
 def item_map(table: pl.DataFrame, purity: pl.DataFrame | None) -> Chart:
     """Items of every system in two dimensions, coloured by category (Figs. 1 and 3).
 

@@ -135,6 +135,26 @@ def fusion_audit(table: pl.DataFrame) -> Section:
     return Section("fusion_audit", "Fusion audit", text, (shown,), (chart,))
 
 
+def split_study(table: pl.DataFrame) -> Section:
+    """SCALE and a model without texts on splits by chance and by time."""
+    text = (
+        "A random split holds out interactions of all times, user_time each user's latest, global_time all after a "
+        "point in time. Users, held-out pairs and profiles differ from split to split: compare within one."
+    )
+    first = (Column("split", "split", "text"), Column("model", "title", "text"))
+    shown = _metrics(table, ("split", "title", "seeds"), first, best=False)
+    return Section("split_study", "Splits by time", text, (shown,), (figures.by_model(table, "split", "Splits"),))
+
+
+def modality_study(table: pl.DataFrame) -> Section:
+    """Multimodal models with texts, with images, with both."""
+    text = "The models that read item features, with texts alone, with images alone, and with both."
+    first = (Column("model", "title", "text"), Column("features", "modalities", "text"))
+    shown = _metrics(table, ("title", "modalities", "seeds"), first)
+    chart = figures.by_model(table, "modalities", "Modalities")
+    return Section("modality_study", "Modalities", text, (shown,), (chart,))
+
+
 def breakdown(table: pl.DataFrame) -> Section:
     """Metrics by users' activity and items' popularity."""
     text = (

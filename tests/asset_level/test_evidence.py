@@ -115,6 +115,12 @@ def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
         ("interaction_layers x semantic_layers", 1, 1), ("interaction_layers x semantic_layers", 2, 1),
     ]  # fmt: skip
     assert table("leak_audit")["history"].unique(maintain_order=True).to_list() == ["train", "all"]
+    splits = table("split_study").filter(pl.col("metric") == "recall_at_20")
+    assert splits.select("model", "split").rows() == [
+        (model, split) for model in MODELS for split in ("random", "user_time", "global_time")
+    ]
+    own = splits.filter((pl.col("model") == "lightgcn") & (pl.col("split") == "random"))["mean"].item()
+    assert own in [record["test"]["recall_at_20"] for record in trials().values() if record["label"] == "LightGCN"]
     breakdown = table("breakdown")
     users = breakdown.filter((pl.col("axis") == "activity") & (pl.col("metric") == "recall_at_20"))
     assert set(users.group_by("model").agg(pl.col("count").sum())["count"]) == {comparison["users"][0]}

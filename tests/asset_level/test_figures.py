@@ -255,3 +255,14 @@ def test_the_same_chart_gives_the_same_bytes():
     charts = [figures.item_map(items(["a", "b", None]), None) for _ in range(2)]
     first, second = ((picture.picture(chart), interactive(chart).to_json()) for chart in charts)
     assert first == second
+
+
+def test_models_have_a_bar_for_each_kind_and_none_where_it_is_missing():
+    both = comparison({"a": 0.3, "b": 0.2}).with_columns(split=pl.lit("random"))
+    one = comparison({"b": 0.1}, sd=None).with_columns(split=pl.lit("global_time"))
+    (panel,) = figures.by_model(pl.concat([both, one]), "split", "Splits").panels
+    assert panel.categories == ("A", "B")
+    first, second = panel.marks
+    assert (first.name, first.values, first.spreads) == ("random", (0.3, 0.2), (0.01, 0.01))
+    assert (second.name, second.values, second.spreads) == ("global_time", (None, 0.1), (None, None))
+    assert len({*first.colours, *second.colours}) == 2

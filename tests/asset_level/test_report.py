@@ -105,6 +105,14 @@ def tables() -> dict[str, pl.DataFrame]:
         "sensitivity": sensitivity(),
         "leak_audit": compared(long({"history": ["train", "all"]}, 6), "history", "train"),
         "fusion_audit": long({"variant": ["union", "intersection"], **edges, "isolated_nodes": [0, 1500]}, 7),
+        "split_study": pl.concat(
+            long(models().head(2).to_dict(as_series=False), 8).with_columns(split=pl.lit(split))
+            for split in ("random", "global_time")
+        ),
+        "modality_study": pl.concat(
+            long(models().head(3).to_dict(as_series=False), 9).with_columns(modalities=pl.lit(modalities))
+            for modalities in ("text", "images", "both")
+        ),
         "breakdown": breakdown(),
         "lists": long(models().to_dict(as_series=False), 2, ("coverage_at_20", "gini"), "measure"),
         "item_map": cells.with_columns(title=pl.lit(HOSTILE), category=pl.lit(HOSTILE), x=places[:, 0], y=places[:, 1]),
@@ -176,7 +184,7 @@ def test_the_page_needs_no_other_file(written: Path):
 
 def test_every_chart_has_its_files(written: Path):
     charts = [chart.name for section in report.build(tables()) for chart in section.charts]
-    assert len(charts) == len(set(charts)) == 10
+    assert len(charts) == len(set(charts)) == 12
     found = {path.name for path in (written / "figures").iterdir()}
     assert found == {f"{name}.{ending}" for name in charts for ending in ("png", "html")} | {"plotly.min.js"}
     text = (written / "report.md").read_text()
