@@ -1,0 +1,144 @@
+"""What MMRec's own code computes, as numbers in a file that the tests hold ours against.
+
+    SCALE_MMREC=CHECKOUT python tests/parity/reference.py MODEL [--out tests/golden] [--step-only]
+
+MODEL is a name of ours, such as `freedom`; the file is `mmrec-MODEL.json`. It holds, with the commit, versions, data
+and settings behind them:
+
+- `step`: from fixed weights, the loss of one batch, its gradients, and the scores of some users.
+- `training`: by seed, mean loss of every epoch's steps and validation Recall@20 and NDCG@20 after it.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from tests.benchmarks import mmrec
+from tests.parity import cases, data
+from tests.parity.cases import CASES, Case
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+PACKAGES = ("torch", "numpy", "scipy", "pandas")
+SCORED = 10  # users whose scores are kept: as many, evenly spaced
+
+
+def step(case: Case, folder: Path) -> dict[str, Any]:
+    """One batch's loss and gradients, and scores, from fixed weights."""
+    made = data.step_data(case.twins)
+    mmrec.write_dataset(folder, made)
+    triplets = data.triplets(made.train, case.distinct)
+    settings = {**case.theirs, **_common(cases.STEP_SIZE), **case.step_theirs}
+    model = mmrec.MMRec(case.peer, folder, **settings, train_batch_size=triplets.shape[1]).model
+    own = {name: weight for name, weight in model.named_parameters() if name not in cases.FEATURES}
+    shapes = {name: list(weight.shape) for name, weight in own.items()}
+    fixed = cases.peer_weights(case, shapes)
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(torch.from_numpy(fixed[name]))
+    if case.peer == "SLMRec":
+        model.f = torch.nn.Identity()  # a sigmoid on its scores
+    users = np.linspace(0, made.user_count, SCORED, endpoint=False, dtype=np.int64)
+    with patch("torch.nn.functional.gumbel_softmax", _without_noise):  # LGMRec, while evaluating too
+        model.pre_epoch_processing()
+        loss = model.calculate_loss(torch.from_numpy(triplets))
+        loss.backward()
+        model.eval()
+        scores = model.full_sort_predict([torch.from_numpy(users)]).detach()
+    return {
+        "data": _description(made),
+        "settings": settings,
+        "weights": shapes,
+        "loss": _plain(loss.detach().reshape(())),
+        "gradients": {
+            name: _plain(weight.grad)
+            for name, weight in own.items()
+            if weight.grad is not None and name not in case.constant
+        },
+        "scored_users": users.tolist(),
+        "scores": _plain(scores),
+    }
+
+
+def training(case: Case, folder: Path) -> dict[str, Any]:
+    """Losses and validation metrics by seed and epoch."""
+    made = data.training_data()
+    mmrec.write_dataset(folder, made)
+    settings = {
+        **case.theirs,
+        **_common(cases.SIZE),
+        "train_batch_size": cases.BATCH,
+        "metrics": ["Recall", "NDCG"],
+        "topk": [20],
+    }
+    seeds = {}
+    for seed in cases.SEEDS:
+        peer = mmrec.MMRec(case.peer, folder, seed=seed, **settings)
+        found: dict[str, list[float]] = {"loss": [], "recall_at_20": [], "ndcg_at_20": []}
+        for _ in range(cases.EPOCHS):
+            found["loss"].append(_plain(torch.tensor(peer.epoch() / peer.steps)))
+            for name, value in peer.evaluate().items():
+                found[name.replace("@", "_at_")].append(value)
+        seeds[str(seed)] = found
+    return {"data": _description(made), "settings": settings, "epochs": cases.EPOCHS, "seeds": seeds}
+
+
+def _without_noise(logits: torch.Tensor, tau: float, dim: int, hard: bool) -> torch.Tensor:
+    return (logits / tau).softmax(dim)
+
+
+def _common(size: int) -> dict[str, Any]:
+    """Settings of every model; each reads some of the names of its size."""
+    return {"embedding_size": size, "feat_embed_dim": size, "recdim": size, "learning_rate": cases.RATE}
+
+
+def _description(made: data.RecData) -> dict[str, Any]:
+    return {
+        "users": made.user_count,
+        "items": made.item_count,
+        "interactions": [split.nnz for split in (made.train, made.valid, made.test)],
+        "text": made.text.shape[1],
+        "image": made.visual.shape[1],
+        "fingerprint": data.fingerprint(made),
+    }
+
+
+def _plain(numbers: torch.Tensor) -> Any:
+    """Numbers of seven figures, nested as the tensor is."""
+    rounded = np.array([float(f"{value:.7g}") for value in numbers.flatten().tolist()])
+    return rounded.reshape(numbers.shape).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=CASES)
+    parser.add_argument("--out", type=Path, default=GOLDEN)
+    parser.add_argument("--step-only", action="store_true", help="without training, in seconds")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()  # MMRec changes the working folder
+    torch.set_num_threads(1)
+    parts = {"step": step} if arguments.step_only else {"step": step, "training": training}
+    content: dict[str, Any] = {
+        "reference": f"{CASES[arguments.model].peer} of MMRec, https://github.com/enoche/MMRec",
+        "commit": mmrec.revision(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "command": f"SCALE_MMREC=CHECKOUT python tests/parity/reference.py {arguments.model}",
+    }
+    for name, part in parts.items():
+        with TemporaryDirectory() as folder:
+            content[name] = part(CASES[arguments.model], Path(folder))
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[[^][]*\]", lambda row: " ".join(row[0].split()), text)  # a row of numbers to a line
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"mmrec-{arguments.model}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
