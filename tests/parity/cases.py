@@ -1,7 +1,17 @@
 """What is compared with MMRec, model by model: settings of both, and which of its weights are which of ours.
 
-Settings are such that both compute the same wherever the two differ on purpose (each model's docstring says in what).
-The regularisers of BPR, LightGCN, VBPR and LGMRec are norms in MMRec and squares here, so both are off.
+Each model's docstring says in what it differs from MMRec on purpose. Where it does, settings, weights and batch of the
+one step are such that both have to come to the same:
+
+- Norms as regularisers (BPR, LightGCN, VBPR, LGMRec), where ours has squares: both are off.
+- Trained features (FREEDOM, BM3, MGCN, LATTICE): their gradients are not compared.
+- Biases that ours does without (VBPR, FREEDOM, MGCN): zero. SLMRec's two stay, to show that they change nothing; its
+  linear map left over from the modality of sound is the identity, and its weight decay, the optimiser's, is left out.
+- LayerGCN and LGMRec's contrast, sums over the batch: MMRec's weight, or the whole loss, is scaled.
+- MGCN's contrast of distinct users and items: the batch repeats none.
+- LGMRec's noise while evaluating: left out there, and the loss is that of evaluation mode here.
+- LATTICE's normalised sum of learned graphs, where ours has a sum of normalised ones: both modalities' projections are
+  the same. Its interaction graph with self-loops: no layers on it, here and, by `cf_model`, there.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,9 +30,9 @@ STEP_SIZE = 8  # embedding size of the one step
 # Settings of every training.
 SEEDS = range(5)
 SIZE = 32
-BATCH = 256
-RATE = 5e-3
-EPOCHS = 25
+BATCH = 240  # 15 of them make an epoch: a sum over a batch is as many times its mean in each
+RATE = 1e-2
+EPOCHS = 8
 DECAYING = {"learning_rate_decay": MODELS["mgcn"].training["learning_rate_decay"]}  # MMRec's files say so
 GOLDEN_RATIO = 0.6180339887498949
 FEATURES = ("text_embedding.weight", "image_embedding.weight")  # MMRec trains them along; they stay as they are here
@@ -54,6 +64,10 @@ class Case:
         The loss, too, is computed in evaluation mode, for in training it draws.
     twins
         The modalities are the same after their projections.
+    losses
+        Training losses are the same quantity.
+    unseen
+        Term of our loss that MMRec leaves to its optimiser.
     """
 
     peer: str
@@ -68,6 +82,8 @@ class Case:
     summed: bool = False
     quiet: bool = False
     twins: bool = False
+    losses: bool = True
+    unseen: str | None = None
 
 
 def peer_weights(case: Case, shapes: Mapping[str, list[int]]) -> Arrays:
@@ -84,6 +100,14 @@ def peer_weights(case: Case, shapes: Mapping[str, list[int]]) -> Arrays:
         found["image_trs.weight"] = found["text_trs.weight"] / np.resize(STRETCH, shapes["text_trs.weight"][1])
         found["image_trs.bias"] = found["text_trs.bias"]
     return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def peer_settings(case: Case, batch: int | None = None) -> dict[str, Any]:
+    """Settings of MMRec's training, or of its one step with `batch` triplets, on top of its own files."""
+    size = SIZE if batch is None else STEP_SIZE
+    sizes = {"embedding_size": size, "feat_embed_dim": size, "recdim": size}  # a model reads some of these names
+    common = {"learning_rate": RATE, "train_batch_size": batch or BATCH, "metrics": ["Recall", "NDCG"], "topk": [20]}
+    return {**common, **sizes, **case.theirs, **({} if batch is None else case.step_theirs)}
 
 
 def _table(weights: Arrays, users: str = "user_embedding.weight", items: str = "item_id_embedding.weight") -> Arrays:
@@ -200,6 +224,7 @@ CASES: dict[str, Case] = {
         theirs={"n_layers": 1, "dropout": 0.5, "reg_weight": 0.1, "cl_weight": 2.0},
         step_ours={"layers": 2, "dropout": 0.0, "l2": 0.5},
         step_theirs={"n_layers": 2, "dropout": 0.0, "reg_weight": 0.5},
+        losses=False,  # features that are trained along are soon aligned
     ),
     "mgcn": Case(
         "MGCN",
@@ -211,6 +236,7 @@ CASES: dict[str, Case] = {
         training=DECAYING,
         constant=NO_BIASES,
         distinct=True,
+        losses=False,  # a training's batches repeat users
     ),
     "lgmrec": Case(
         "LGMRec",
@@ -243,6 +269,7 @@ CASES: dict[str, Case] = {
         step_theirs={"cf_model": "mf", "n_layers": 2, "knn_k": 5, "lambda_coeff": 0.4, "reg_weight": 0.3},
         training=DECAYING,
         twins=True,
+        losses=False,  # another interaction graph
     ),
     "slmrec": Case(
         "SLMRec",
@@ -252,5 +279,6 @@ CASES: dict[str, Case] = {
         step_ours={"layers": 2, "contrast_weight": 0.5, "contrast_temperature": 0.5, "l2": 0.0},
         step_theirs={"layer_num": 2, "ssl_alpha": 0.5, "ssl_temp": 0.5},
         constant={"g_iv_iva.weight": "identity", "g_iv_iva.bias": "zero"},
+        unseen="l2",
     ),
 }

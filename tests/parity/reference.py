@@ -35,8 +35,8 @@ def step(case: Case, folder: Path) -> dict[str, Any]:
     made = data.step_data(case.twins)
     mmrec.write_dataset(folder, made)
     triplets = data.triplets(made.train, case.distinct)
-    settings = {**case.theirs, **_common(cases.STEP_SIZE), **case.step_theirs}
-    model = mmrec.MMRec(case.peer, folder, **settings, train_batch_size=triplets.shape[1]).model
+    settings = cases.peer_settings(case, triplets.shape[1])
+    model = mmrec.MMRec(case.peer, folder, **settings).model
     own = {name: weight for name, weight in model.named_parameters() if name not in cases.FEATURES}
     shapes = {name: list(weight.shape) for name, weight in own.items()}
     fixed = cases.peer_weights(case, shapes)
@@ -71,13 +71,7 @@ def training(case: Case, folder: Path) -> dict[str, Any]:
     """Losses and validation metrics by seed and epoch."""
     made = data.training_data()
     mmrec.write_dataset(folder, made)
-    settings = {
-        **case.theirs,
-        **_common(cases.SIZE),
-        "train_batch_size": cases.BATCH,
-        "metrics": ["Recall", "NDCG"],
-        "topk": [20],
-    }
+    settings = cases.peer_settings(case)
     seeds = {}
     for seed in cases.SEEDS:
         peer = mmrec.MMRec(case.peer, folder, seed=seed, **settings)
@@ -92,11 +86,6 @@ def training(case: Case, folder: Path) -> dict[str, Any]:
 
 def _without_noise(logits: torch.Tensor, tau: float, dim: int, hard: bool) -> torch.Tensor:
     return (logits / tau).softmax(dim)
-
-
-def _common(size: int) -> dict[str, Any]:
-    """Settings of every model; each reads some of the names of its size."""
-    return {"embedding_size": size, "feat_embed_dim": size, "recdim": size, "learning_rate": cases.RATE}
 
 
 def _description(made: data.RecData) -> dict[str, Any]:

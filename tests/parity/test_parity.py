@@ -1,14 +1,15 @@
 """Baselines beside MMRec's code: one step from the same weights, and validation metrics of trainings.
 
-MMRec's numbers lie in `tests/golden`, written by `tests/parity/reference.py`. In the one step nothing is drawn, so loss,
-gradients and scores are the same but for rounding; what is drawn, and what MMRec trains along and we do not, is left
-to the trainings, whose seeds scatter alike.
+MMRec's numbers lie in `tests/golden`, written by `tests/parity/reference.py`. In the one step nothing is drawn, so
+loss, gradients and scores are the same but for rounding; what is drawn, and what MMRec trains along and we do not, is
+left to the trainings.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -26,11 +27,19 @@ from tests.parity import cases, data
 from tests.parity.cases import CASES
 
 FOLDER = Path(__file__).resolve().parent
+METRICS = ("recall_at_20", "ndcg_at_20")
+STALE = "made data or settings have changed: run tests/parity/reference.py again for every model"
 every_case = pytest.mark.parametrize("name", CASES)
 
 
 def golden(name: str, folder: Path = FOLDER.parent / "golden") -> dict[str, Any]:
     return json.loads((folder / f"mmrec-{name}.json").read_text())
+
+
+def check(stored: dict[str, Any], made: data.RecData, settings: dict[str, Any]) -> None:
+    """What is stored belongs to today's data and settings."""
+    assert stored["data"]["fingerprint"] == data.fingerprint(made), STALE
+    assert stored["settings"] == settings, STALE
 
 
 def build(name: str, made: data.RecData, seed: int = 0, **settings: Any) -> Recommender:
@@ -43,7 +52,8 @@ def build(name: str, made: data.RecData, seed: int = 0, **settings: Any) -> Reco
 def test_one_step_is_that_of_mmrec(name: str, form: Kernels) -> None:
     case, stored = CASES[name], golden(name)["step"]
     made = data.step_data(case.twins)
-    assert data.fingerprint(made) == stored["data"]["fingerprint"], "made data has changed: run reference.py again"
+    batch = Batch(*torch.from_numpy(data.triplets(made.train, case.distinct)))
+    check(stored, made, cases.peer_settings(case, len(batch.users)))
     model = build(name, made, embedding_size=cases.STEP_SIZE, **{**case.ours, **case.step_ours})
     weights = case.weights(cases.peer_weights(case, stored["weights"]))
     gradients = case.weights({part: np.array(values) for part, values in stored["gradients"].items()})
@@ -53,7 +63,6 @@ def test_one_step_is_that_of_mmrec(name: str, form: Kernels) -> None:
         for part, weight in own.items():
             assert weight.shape == weights[part].shape
             weight.copy_(torch.from_numpy(weights[part].copy()))
-    batch = Batch(*torch.from_numpy(data.triplets(made.train, case.distinct)))
     model.train(not case.quiet)
     with kernels.use(form):
         loss = torch.stack(list(model.loss(batch).values())).sum() * (len(batch.users) if case.summed else 1)
@@ -68,30 +77,46 @@ def test_one_step_is_that_of_mmrec(name: str, form: Kernels) -> None:
         np.testing.assert_allclose(weight.grad, gradients[part], rtol=1e-5, atol=rounding, err_msg=part)
 
 
+def trained(name: str, made: data.RecData, seed: int) -> dict[str, list[float]]:
+    """By epoch, as MMRec's are stored: mean loss of the steps, in its terms, and validation metrics."""
+    case = CASES[name]
+    config = TrainingConfig(
+        epochs=cases.EPOCHS,
+        batch_size=cases.BATCH,
+        learning_rate=cases.RATE,
+        top_k=(20,),
+        seed=seed,
+        device="cpu",
+        **case.training,
+    )
+    history: list[EpochRecord] = []
+    model = build(name, made, seed, embedding_size=cases.SIZE, **case.ours)
+    train(model, made, config, on_epoch=history.append)
+    factor = cases.BATCH if case.summed else 1
+    losses = [record.losses["total"] - record.losses.get(case.unseen or "", 0.0) for record in history]
+    metrics = {metric: [record.validation[metric] for record in history] for metric in METRICS}
+    return {"loss": [factor * loss for loss in losses], **metrics}
+
+
+def agree(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether the means of two samples, each give or take two standard deviations, overlap."""
+    return abs(fmean(ours) - fmean(theirs)) <= 2 * (stdev(ours) + stdev(theirs))
+
+
 @pytest.mark.slow
 @every_case
 def test_training_reaches_what_mmrec_reaches(name: str) -> None:
-    case, stored = CASES[name], golden(name)["training"]
-    made = data.training_data()
-    assert data.fingerprint(made) == stored["data"]["fingerprint"], "made data has changed: run reference.py again"
-    found = {}
-    for seed in map(int, stored["seeds"]):
-        history: list[EpochRecord] = []
-        settings = {"learning_rate": cases.RATE, "batch_size": cases.BATCH, "top_k": (20,), **case.training}
-        config = TrainingConfig(epochs=stored["epochs"], patience=stored["epochs"], seed=seed, device="cpu", **settings)
-        train(build(name, made, seed, embedding_size=cases.SIZE, **case.ours), made, config, on_epoch=history.append)
-        found[seed] = {
-            "loss": [record.losses["total"] for record in history],
-            **{
-                metric: [(record.validation or {})[metric] for record in history]
-                for metric in ("recall_at_20", "ndcg_at_20")
-            },
-        }
-    for metric in ("recall_at_20", "ndcg_at_20"):
-        ours, theirs = ([max(run[metric]) for run in runs.values()] for runs in (found, stored["seeds"]))
-        print(metric, ours, theirs)
-        distance = abs(fmean(ours) - fmean(theirs))
-        assert distance <= 2 * stdev(ours) + 2 * stdev(theirs), f"{metric}: {ours} here, {theirs} there"
+    stored, made = golden(name)["training"], data.training_data()
+    check(stored, made, cases.peer_settings(CASES[name]))
+    assert stored["epochs"] == cases.EPOCHS, STALE
+    ours, theirs = [trained(name, made, seed) for seed in cases.SEEDS], list(stored["seeds"].values())
+    assert len(ours) == len(theirs)
+    for metric in METRICS:
+        best = [[max(run[metric]) for run in runs] for runs in (ours, theirs)]
+        assert agree(*best), f"{metric}: {best[0]} here, {best[1]} there"
+    if CASES[name].losses:
+        means = [[fmean(run["loss"]) for run in runs] for runs in (ours, theirs)]
+        assert agree(*means), f"loss: {means[0]} here, {means[1]} there"
 
 
 @pytest.mark.slow
