@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from model.registry import MODELS
-from tests.parity.data import STEP_BATCH, STEP_WIDTHS, STRETCH
+from tests.parity.data import BATCH, STEP_BATCH, STEP_WIDTHS, STRETCH
 
 Arrays = dict[str, np.ndarray]
 Settings = Mapping[str, Any]
@@ -30,7 +30,6 @@ STEP_SIZE = 8  # embedding size of the one step
 # Settings of every training.
 SEEDS = range(5)
 SIZE = 32
-BATCH = 240  # 15 of them make an epoch: a sum over a batch is as many times its mean in each
 RATE = 1e-2
 EPOCHS = 8
 DECAYING = {"learning_rate_decay": MODELS["mgcn"].training["learning_rate_decay"]}  # MMRec's files say so

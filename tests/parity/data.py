@@ -19,6 +19,7 @@ STEP = DemoSource(kind="demo", users=50, items=50, seed=1)
 STEP_WIDTHS = (12, 10)  # of texts and of images
 TRAINING = DemoSource(kind="demo", users=600, items=400, seed=7)
 TRAINING_WIDTHS = (48, 64)
+BATCH = 240  # triplets of a training's step
 STEP_BATCH = 96  # triplets of the one step, where they may repeat
 # Powers of two: a feature times one, and a weight divided by it, are exact.
 STRETCH = np.array([0.5, 1, 2, 4], dtype=np.float32)
@@ -49,16 +50,25 @@ def step_data(twins: bool) -> RecData:
         Images are the texts with stretched columns: what undoes this makes the two modalities the same.
     """
     data = dataset(STEP, STEP_WIDTHS)
-    train, test = data.train.toarray(), data.test.toarray()
-    test[:, -1] += train[:, -1]
-    train[:, -1] = 0
-    data = replace(data, train=csr_array(train), test=csr_array(test))
+    data = _held_out(data, np.flatnonzero(data.train.indices == data.item_count - 1))
     return replace(data, visual=data.text * np.resize(STRETCH, data.text.shape[1])) if twins else data
 
 
 def training_data() -> RecData:
-    """The dataset that models are trained on."""
-    return dataset(TRAINING, TRAINING_WIDTHS)
+    """The dataset that models are trained on; its training interactions fill whole batches."""
+    data = dataset(TRAINING, TRAINING_WIDTHS)
+    excess = data.train.nnz % BATCH
+    return _held_out(data, data.train.indptr[:excess])  # one of each of the first users
+
+
+def _held_out(data: RecData, places: np.ndarray) -> RecData:
+    """The training interactions at `places` of the CSR are in the test split instead."""
+    train, test = data.train.copy(), data.train.copy()
+    train.data[places] = 0
+    test.data -= train.data
+    for part in (train, test):
+        part.eliminate_zeros()
+    return replace(data, train=train, test=csr_array(data.test + test))
 
 
 def triplets(train: csr_array, distinct: bool) -> np.ndarray:
@@ -87,7 +97,8 @@ def fingerprint(data: RecData) -> str:
     """Hash of the interactions and features."""
     parts = [array for split in (data.train, data.valid, data.test) for array in (split.indptr, split.indices)]
     hasher = hashlib.blake2b(digest_size=16)
-    for array in [*(part.astype("<i8") for part in parts), data.text, data.visual]:
+    features = [array for array in (data.text, data.visual, data.user_text) if array is not None]
+    for array in [*(part.astype("<i8") for part in parts), *features]:
         hasher.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     return hasher.hexdigest()
 

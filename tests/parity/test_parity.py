@@ -82,7 +82,7 @@ def trained(name: str, made: data.RecData, seed: int) -> dict[str, list[float]]:
     case = CASES[name]
     config = TrainingConfig(
         epochs=cases.EPOCHS,
-        batch_size=cases.BATCH,
+        batch_size=data.BATCH,
         learning_rate=cases.RATE,
         top_k=(20,),
         seed=seed,
@@ -92,7 +92,7 @@ def trained(name: str, made: data.RecData, seed: int) -> dict[str, list[float]]:
     history: list[EpochRecord] = []
     model = build(name, made, seed, embedding_size=cases.SIZE, **case.ours)
     train(model, made, config, on_epoch=history.append)
-    factor = cases.BATCH if case.summed else 1
+    factor = data.BATCH if case.summed else 1
     losses = [record.losses["total"] - record.losses.get(case.unseen or "", 0.0) for record in history]
     metrics = {metric: [record.validation[metric] for record in history] for metric in METRICS}
     return {"loss": [factor * loss for loss in losses], **metrics}
