@@ -1,12 +1,13 @@
 """MMRec's own code, from the checkout that SCALE_MMREC names, made to run on today's numpy, scipy and torch.
 
 MMRec: Zhou, *MMRec: Simplifying Multimodal Recommendation*, https://github.com/enoche/MMRec. It is imported into the
-process that runs it, which changes its working folder for it, and nothing is written into the checkout.
+process that runs it, and nothing is written into the checkout.
 """
 
 import os
 import subprocess
 import sys
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from model.base import RecData
 
 MISSING = "set SCALE_MMREC to the folder of a checkout of https://github.com/enoche/MMRec"
@@ -65,32 +68,34 @@ def write_dataset(folder: Path, data: "RecData") -> None:
 
 @cache
 def _import_from(sources: Path) -> None:
-    """Fill in what MMRec imports or calls and what is no longer there, or not on a CPU; none of it computes much."""
+    """Fill in what MMRec imports or calls and what is no longer there, or not on a CPU."""
     import scipy.sparse
     import torch
 
     vars(np)["float"] = float
     scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)
     torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign, assignment]
-    for name in ("lmdb", "torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torch_scatter"):
-        sys.modules[name] = ModuleType(name)  # but for the last one for reading images, of which there are none
+    for name in ("lmdb", "torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+        sys.modules[name] = ModuleType(name)  # for reading images, of which there are none
     vision = sys.modules["torchvision"]
     vision.transforms = sys.modules["torchvision.transforms"]  # type: ignore[attr-defined]
     functional = sys.modules["torchvision.transforms.functional"]
     functional.pad = functional.resize = None  # type: ignore[attr-defined]
-    scatter = sys.modules["torch_scatter"]
+    scatter = sys.modules["torch_scatter"] = ModuleType("torch_scatter")
     scatter.scatter = None  # type: ignore[attr-defined]  # imported, never called
-    scatter.scatter_add = lambda values, places, dim, dim_size: (  # type: ignore[attr-defined]
-        values.new_zeros(dim_size).index_add(dim, places, values)
-    )
+    scatter.scatter_add = _scatter_add  # type: ignore[attr-defined]
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(sources))
-    os.chdir(sources)  # its settings are found from there
     import common.abstract_recommender
     import common.loss
 
     for module in (common, common.abstract_recommender, common.loss):  # LayerGCN looks for them elsewhere
         sys.modules[f"models.{module.__name__}"] = module
+
+
+def _scatter_add(values: "Tensor", places: "Tensor", dim: int, dim_size: int) -> "Tensor":
+    """Sums (dim_size,) of the values (n,) that have the same place."""
+    return values.new_zeros(dim_size).index_add(dim, places, values)
 
 
 class MMRec:
@@ -127,7 +132,8 @@ class MMRec:
             "vision_feature_file": "image_feat.npy",
             "text_feature_file": "text_feat.npy",
         }
-        config = Config(name, "made", {**files, **MODELS.get(name, {}), "use_gpu": False, **settings})
+        with chdir(sources):  # its settings are found from there
+            config = Config(name, "made", {**files, **MODELS.get(name, {}), "use_gpu": False, **settings})
         train, valid, _ = parts = RecDataset(config).split()
         for part in parts:
             str(part)  # counts its interactions, which the loaders read

@@ -22,6 +22,7 @@ import numpy as np
 
 from model.registry import MODELS
 from tests.parity.data import BATCH, STEP_BATCH, STEP_WIDTHS, STRETCH
+from tests.parity.golden import fixed_weight
 
 Arrays = dict[str, np.ndarray]
 Settings = Mapping[str, Any]
@@ -33,7 +34,6 @@ SIZE = 32
 RATE = 1e-2
 EPOCHS = 8
 DECAYING = {"learning_rate_decay": MODELS["mgcn"].training["learning_rate_decay"]}  # MMRec's files say so
-GOLDEN_RATIO = 0.6180339887498949
 FEATURES = ("text_embedding.weight", "image_embedding.weight")  # MMRec trains them along; they stay as they are here
 
 
@@ -86,15 +86,14 @@ class Case:
 
 
 def peer_weights(case: Case, shapes: Mapping[str, list[int]]) -> Arrays:
-    """Fixed weights by MMRec's names, float32: fractional parts of the squares' multiples of the golden ratio."""
+    """Fixed weights by MMRec's names, float32."""
     found: Arrays = {}
     for place, (name, shape) in enumerate(shapes.items()):
         kind = case.constant.get(name)
         if kind is not None:
             found[name] = np.zeros(shape) if kind == "zero" else np.eye(*shape)
             continue
-        numbers = 1000.0 * place + np.arange(np.prod(shape))
-        found[name] = (numbers * numbers * GOLDEN_RATIO % 1 - 0.5).reshape(shape)
+        found[name] = fixed_weight(place, shape)
     if case.twins:
         found["image_trs.weight"] = found["text_trs.weight"] / np.resize(STRETCH, shapes["text_trs.weight"][1])
         found["image_trs.bias"] = found["text_trs.bias"]

@@ -10,9 +10,6 @@ and settings behind them:
 """
 
 import argparse
-import importlib.metadata
-import json
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,11 +19,9 @@ import numpy as np
 import torch
 
 from tests.benchmarks import mmrec
-from tests.parity import cases, data
+from tests.parity import cases, data, golden
 from tests.parity.cases import CASES, Case
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-PACKAGES = ("torch", "numpy", "scipy", "pandas")
 SCORED = 10  # users whose scores are kept: as many, evenly spaced
 
 
@@ -42,7 +37,7 @@ def step(case: Case, folder: Path) -> dict[str, Any]:
     fixed = cases.peer_weights(case, shapes)
     with torch.no_grad():
         for name, weight in own.items():
-            weight.copy_(torch.from_numpy(fixed[name]))
+            weight.copy_(torch.from_numpy(fixed[name])).requires_grad_(name not in case.constant)
     if case.peer == "SLMRec":
         model.f = torch.nn.Identity()  # a sigmoid on its scores
     users = np.linspace(0, made.user_count, SCORED, endpoint=False, dtype=np.int64)
@@ -52,19 +47,7 @@ def step(case: Case, folder: Path) -> dict[str, Any]:
         loss.backward()
         model.eval()
         scores = model.full_sort_predict([torch.from_numpy(users)]).detach()
-    return {
-        "data": _description(made),
-        "settings": settings,
-        "weights": shapes,
-        "loss": _plain(loss.detach().reshape(())),
-        "gradients": {
-            name: _plain(weight.grad)
-            for name, weight in own.items()
-            if weight.grad is not None and name not in case.constant
-        },
-        "scored_users": users.tolist(),
-        "scores": _plain(scores),
-    }
+    return {"data": golden.description(made), "settings": settings, **golden.step(own, loss, users, scores)}
 
 
 def training(case: Case, folder: Path) -> dict[str, Any]:
@@ -77,56 +60,36 @@ def training(case: Case, folder: Path) -> dict[str, Any]:
         peer = mmrec.MMRec(case.peer, folder, seed=seed, **settings)
         found: dict[str, list[float]] = {"loss": [], "recall_at_20": [], "ndcg_at_20": []}
         for _ in range(cases.EPOCHS):
-            found["loss"].append(_plain(torch.tensor(peer.epoch() / peer.steps)))
+            found["loss"].append(golden.plain(torch.tensor(peer.epoch() / peer.steps)))
             for name, value in peer.evaluate().items():
                 found[name.replace("@", "_at_")].append(value)
         seeds[str(seed)] = found
-    return {"data": _description(made), "settings": settings, "epochs": cases.EPOCHS, "seeds": seeds}
+    return {"data": golden.description(made), "settings": settings, "epochs": cases.EPOCHS, "seeds": seeds}
 
 
 def _without_noise(logits: torch.Tensor, tau: float, dim: int, hard: bool) -> torch.Tensor:
     return (logits / tau).softmax(dim)
 
 
-def _description(made: data.RecData) -> dict[str, Any]:
-    return {
-        "users": made.user_count,
-        "items": made.item_count,
-        "interactions": [split.nnz for split in (made.train, made.valid, made.test)],
-        "text": made.text.shape[1],
-        "image": made.visual.shape[1],
-        "fingerprint": data.fingerprint(made),
-    }
-
-
-def _plain(numbers: torch.Tensor) -> Any:
-    """Numbers of seven figures, nested as the tensor is."""
-    rounded = np.array([float(f"{value:.7g}") for value in numbers.flatten().tolist()])
-    return rounded.reshape(numbers.shape).tolist()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=CASES)
-    parser.add_argument("--out", type=Path, default=GOLDEN)
+    parser.add_argument("--out", type=Path, default=golden.FOLDER)
     parser.add_argument("--step-only", action="store_true", help="without training, in seconds")
     arguments = parser.parse_args()
-    out = arguments.out.resolve()  # MMRec changes the working folder
     torch.set_num_threads(1)
     parts = {"step": step} if arguments.step_only else {"step": step, "training": training}
-    content: dict[str, Any] = {
-        "reference": f"{CASES[arguments.model].peer} of MMRec, https://github.com/enoche/MMRec",
-        "commit": mmrec.revision(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "command": f"SCALE_MMREC=CHECKOUT python tests/parity/reference.py {arguments.model}",
-    }
+    case, found = CASES[arguments.model], {}
     for name, part in parts.items():
         with TemporaryDirectory() as folder:
-            content[name] = part(CASES[arguments.model], Path(folder))
-    text = json.dumps(content, indent=1)
-    text = re.sub(r"\[[^][]*\]", lambda row: " ".join(row[0].split()), text)  # a row of numbers to a line
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"mmrec-{arguments.model}.json").write_text(text + "\n")
+            found[name] = part(case, Path(folder))
+    golden.write(
+        arguments.out / f"mmrec-{arguments.model}.json",
+        f"{case.peer} of MMRec, https://github.com/enoche/MMRec",
+        mmrec.revision(),
+        f"SCALE_MMREC=CHECKOUT python tests/parity/reference.py {arguments.model}",
+        found,
+    )
 
 
 if __name__ == "__main__":

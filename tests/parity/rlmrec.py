@@ -3,8 +3,9 @@
     SCALE_RLMREC=CHECKOUT python tests/parity/rlmrec.py VARIANT [--out tests/golden]
 
 The checkout is a clone of https://github.com/HKUDS/RLMRec (Ren et al., *Representation Learning with Large Language
-Models for Recommendation*, WWW 2024). VARIANT is `con` or `gen`, both on LightGCN; the file is `rlmrec-VARIANT.json`. Both
-codes have to come to the same although they differ in what `model.baselines.rlmrec` and `model.baselines.backbone` say:
+Models for Recommendation*, WWW 2024). VARIANT is `con` or `gen`, both on LightGCN; the file is `rlmrec-VARIANT.json`.
+Both codes have to come to the same, although they differ in what `model.baselines.rlmrec` and
+`model.baselines.backbone` say:
 
 - A sum of layers, where ours is a mean: weights of layer 0 are so many times smaller there.
 - Users are contrasted with all users, positives and negatives with the batch's, repeats included: the batch holds
@@ -108,10 +109,9 @@ def step(variant: Variant, sources: Path) -> dict[str, Any]:
     settings = {"keep_rate": 1.0, "embedding_size": SIZE, "layer_num": LAYERS, "reg_weight": 0.0, **variant.theirs}
     _configure(sources, settings, made)
     handler = import_module("data_utils.data_handler_general_cf").DataHandlerGeneralCF
-    adjacency = handler._make_torch_adj(SimpleNamespace(_normalize_adj=handler._normalize_adj.__get__(0)), made.train)
-    model = getattr(import_module(f"models.general_cf.{variant.module}"), variant.peer)(
-        SimpleNamespace(torch_adj=adjacency)
-    )
+    adjacency = object.__new__(handler)._make_torch_adj(made.train)
+    kind = getattr(import_module(f"models.general_cf.{variant.module}"), variant.peer)
+    model = kind(SimpleNamespace(torch_adj=adjacency))
     weights = dict(model.named_parameters())
     fixed = fixed_weights({name: list(weight.shape) for name, weight in weights.items()})
     with torch.no_grad():
