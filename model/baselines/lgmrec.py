@@ -9,8 +9,9 @@ What differs from the published code: noise enters the assignment in training al
 evaluating, too; the contrast is a mean over the batch's triplets, so its weight is the published 1e-4, which goes with
 a sum over 2,048 of them, times 2,048; the regulariser is half the squared norm of the final embeddings, a mean over
 triplets, where the code has their norm over the batch size; one modality is enough, and then has nothing to be
-contrasted with, where the code would fall back on the collaborative embeddings alone. The noise is Gumbel's, as in
-the code.
+contrasted with, where the code would fall back on the collaborative embeddings alone; a global embedding shorter than
+1e-12, which a node may be left with that drops its nearest hyperedge, counts as zero in the contrast, where the code
+divides it by 1e-12. The noise is Gumbel's, as in the code.
 """
 
 from collections.abc import Mapping, Sequence

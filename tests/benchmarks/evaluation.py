@@ -98,7 +98,7 @@ def main() -> None:
         folder = Path(name)
         made.write_interactions(folder, size)
         if mmrec.checkout():
-            mmrec.write_dataset(folder, size)
+            mmrec.write_dataset(folder, made.with_features(made.dataset(folder), size))
         measured = workers.interleave(__file__, list(jobs()), arguments.rounds, folder, arguments.quick)
         found = rows(measured, folder)
         means = json.loads((folder / f"ours, cut-offs {next(iter(CUTOFFS))}.json").read_text())

@@ -1,6 +1,6 @@
 """Made data of a real dataset's shape, and the graphs that the pipeline makes of it, in a folder for all jobs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,3 +128,8 @@ def dataset(folder: Path) -> "RecData":
         names = ("semantic", "user", "item", "user_item")
         semantic = SemanticGraphs(*(parquet.read_graph(folder / f"{name}.parquet") for name in names))
     return RecData("made", part(0), part(1), part(2), semantic=semantic)
+
+
+def with_features(data: "RecData", size: Shape) -> "RecData":
+    """The same dataset with text and image vectors of its items."""
+    return replace(data, text=features(size.items, size.text, seed=2), visual=features(size.items, size.visual, seed=5))

@@ -67,7 +67,7 @@ def main() -> None:
         made.write_interactions(Path(folder), size)
         made.write_graphs(Path(folder), size)
         if mmrec.checkout():
-            mmrec.write_dataset(Path(folder), size)
+            mmrec.write_dataset(Path(folder), made.with_features(made.dataset(Path(folder)), size))
         measured = workers.interleave(__file__, names, arguments.rounds, Path(folder), arguments.quick)
     rows = []
     for fast, slow, goal in GOALS:
