@@ -101,7 +101,7 @@ def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
     assert ablations["mean"].n_unique() > 4  # the variants differ
     full = comparison.filter((pl.col("model") == "scale") & (pl.col("metric") == "recall_at_20"))["mean"].item()
     assert ablations["mean"][0] == pytest.approx(full)
-    assert_allclose(ablations["difference"][1:].to_numpy(), ablations["mean"][1:].to_numpy() - full)
+    assert_allclose(ablations["difference"][1:].to_numpy(), ablations["mean"][1:].to_numpy() - full, atol=1e-12)
 
     fusion = table("fusion_audit").filter(pl.col("metric") == "recall_at_20")
     stored = parquet.read_graph(store() / "semantic_graph" / "tiny.parquet")
