@@ -219,9 +219,10 @@ def results_table(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Map
 
 def comparison_table(dataset: str, found: pl.DataFrame) -> Table:
     """Models over several seeds, mean ± sd, the best first."""
-    table = Table(title=f"Test metrics on {dataset}, mean ± sd", title_justify="left", header_style="bold")
-    for name in ("model", "seeds"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    counts = " or ".join(map(str, found["seeds"].unique().sort()))
+    title = f"Test metrics on {dataset}, mean ± sd over seeds ({counts})"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("model", overflow="fold")
     metrics = [name for name in METRICS if name in found["metric"]]
     for name in metrics:
         table.add_column(HEADINGS[name], justify="right")
@@ -229,13 +230,13 @@ def comparison_table(dataset: str, found: pl.DataFrame) -> Table:
     best = {name: max(found.filter(pl.col("metric") == name)["mean"]) for name in metrics}
     by = "recall_at_20" if "recall_at_20" in metrics else metrics[0]
     order = found.filter(pl.col("metric") == by).sort("mean", descending=True)
-    for title, seeds in order.select("title", "seeds").iter_rows():
+    for title in order["title"]:
         shown = []
         for name in metrics:
             cell = cells[title, name]
-            sd = "" if cell["sd"] is None else f" ± {cell['sd']:.4f}"
+            sd = "" if cell["sd"] is None else f"±{cell['sd']:.4f}"
             shown.append(_metric(cell["mean"], best[name]) + sd)
-        table.add_row(title, str(seeds), *shown)
+        table.add_row(title, *shown)
     return table
 
 
