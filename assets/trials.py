@@ -111,7 +111,7 @@ def trial_items(name: str, identity: str) -> np.ndarray:
 
 def trial_record(name: str, identity: str) -> dict[str, Any]:
     """`Outcome.record` of a trial that was done."""
-    found: dict[str, Any] = json.loads((_folder(name, identity) / "trial.json").read_text())
+    found: dict[str, Any] = json.loads(_record(name, identity).read_text())
     return found
 
 
@@ -138,7 +138,7 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
     TrainingError, DataError
         A training that cannot give a result; those that were done are kept.
     """
-    todo = {trial.identity: trial for trial in trials if _done(trial) is None}
+    todo = {trial.identity: trial for trial in trials if not _record(trial.dataset, trial.identity).exists()}
     done = len({trial.identity for trial in trials}) - len(todo)
     total = done + len(todo)
     if todo:
@@ -156,7 +156,7 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
             advance(trial)
     elif todo:
         waiting: dict[Future[None], Trial] = {
-            _pool(parallel).submit(_train, trial, parallel): trial for trial in todo.values()
+            _pool(parallel, home.home()).submit(_train, trial, parallel): trial for trial in todo.values()
         }
         try:
             for finished in as_completed(waiting):
@@ -166,13 +166,12 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
             for each in waiting:
                 each.cancel()
             raise
-    found = [_done(trial) for trial in trials]
-    return [outcome for outcome in found if outcome is not None]
+    return [Outcome(trial, trial_record(trial.dataset, trial.identity)) for trial in trials]
 
 
 @cache
-def _pool(parallel: int) -> ProcessPoolExecutor:
-    """Processes for all trials of this process: each takes seconds to start."""
+def _pool(parallel: int, _home: Path) -> ProcessPoolExecutor:
+    """Processes for all trials of this process under one home folder: each takes seconds to start."""
     return workers.pool(parallel)
 
 
@@ -180,13 +179,13 @@ def _folder(name: str, identity: str) -> Path:
     return home.home() / "trials" / name / identity
 
 
+def _record(name: str, identity: str) -> Path:
+    """Written last: where it is, the trial is whole."""
+    return _folder(name, identity) / "trial.json"
+
+
 def _experiment(name: str) -> str:
     return f"{name} evidence"
-
-
-def _done(trial: Trial) -> Outcome | None:
-    record = trial.folder / "trial.json"
-    return Outcome(trial, json.loads(record.read_text())) if record.exists() else None
 
 
 def _train(trial: Trial, parallel: int) -> None:
@@ -233,7 +232,7 @@ def _train(trial: Trial, parallel: int) -> None:
         "peak_memory_gb": peak(),
         "run_id": run.run_id,
     }
-    with parquet.atomic_path(trial.folder / "trial.json") as path:
+    with parquet.atomic_path(_record(trial.dataset, trial.identity)) as path:
         path.write_text(json.dumps(record, indent=1))
     checkpoint.unlink(missing_ok=True)
 
