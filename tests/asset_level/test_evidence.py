@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 from numpy.testing import assert_allclose
 
+from assets.comparisons import TABLE_1, TABLE_2, paper_table
 from assets.home import store
+from assets.settings import dataset
 from assets.studies import cohesion, with_category
 from pipeline import parquet
 from tests.conftest import Pipeline
@@ -189,6 +191,26 @@ def test_evidence_is_left_out_of_a_plain_refresh(report):
     names = {node.name for node in Refresh(report.instance, "tiny", FEW, None, Progress()).nodes}
     assert "trained_model (scale)" in names
     assert not {"replicates (scale)", "comparison", "ablations", "report"} & names
+
+
+# ------------------------------------------------------------------------------------------------- the paper's tables
+
+
+def test_a_table_of_the_paper_shows_what_was_published_and_the_difference_to_ours():
+    users = {"seed": [0, 0, 1, 1], "user": [0, 1, 0, 1], "top": [[1]] * 4}
+    ours = {"lightgcn": pl.DataFrame({**users, "recall_at_20": [0.1, 0.2, 0.3, 0.2]})}
+    found = paper_table(TABLE_1, ours, dataset("baby"), "a note")
+    row = found.filter((pl.col("system") == "LightGCN") & (pl.col("metric") == "recall_at_20")).row(0, named=True)
+    assert row["published"] == 0.0754
+    assert_allclose([row["ours"], row["sd"], row["difference"]], [0.2, np.std([0.15, 0.25], ddof=1), 0.2 - 0.0754])
+    assert row["why"].endswith("a note")
+    others = found.filter(pl.col("system") != "LightGCN")
+    assert others["system"].n_unique() == len(TABLE_1) - 1
+    assert others["ours"].null_count() == others.height
+    assert paper_table(TABLE_2, ours, dataset("baby"), "").is_empty()  # which has other datasets
+    assert paper_table(TABLE_1, ours, dataset("tiny"), "").is_empty()
+    two = paper_table(TABLE_2, {}, dataset("book"), "")["system"].unique().to_list()
+    assert {"RLMRec (SGL): RLMRec-Con (SGL)", "RLMRec (SGL): RLMRec-Gen (SGL)", "KAR (LightGCN)"} <= set(two)
 
 
 # ------------------------------------------------------------------------------------------------- the map of items
