@@ -223,7 +223,8 @@ SETTINGS: dict[str, Callable[[Dataset], dict[str, Any]]] = {
     "user_profiles": lambda settings: _profiles(settings.profiles, settings.profiles.user_prompt, "user"),
     "embeddings": lambda settings: _embeddings(settings.embeddings),
     "similarity": _group("similarity"),
-    "subspace": _group("subspace"),
+    # What is not set is the default: one more setting makes no graph stale.
+    "subspace": lambda settings: {"subspace": settings.subspace.model_dump(mode="json", exclude_none=True)},
     "index": _group("index"),
     "fusion": _group("fusion"),
     "evidence": lambda settings: {"evidence": settings.evidence.model_dump(include={"seeds"})},
