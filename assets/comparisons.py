@@ -4,7 +4,7 @@ Settings are tuned nowhere here: give them in the dataset's file, or take those 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
@@ -16,10 +16,13 @@ from assets.reporting import sections
 from assets.settings import SUBJECT, Dataset, partition_of, settings_of
 from assets.stage import Result, stage
 from assets.storage import stored_path
-from assets.training import interaction_matrix, pairs_of
+from assets.training import evaluation_of, interaction_matrix, pairs_of
 from assets.trials import trial_record
 from model.registry import MODELS
 from pipeline import parquet
+
+if TYPE_CHECKING:
+    from model.metrics import Evaluation
 
 METRICS = ("recall_at_10", "recall_at_20", "ndcg_at_10", "ndcg_at_20")
 TABLES = [dg.AssetKey(name) for name in ("users", "items", "interactions")]
@@ -198,13 +201,8 @@ def _tests(found: Mapping[str, pl.DataFrame], other: str) -> list[dict[str, Any]
     return rows
 
 
-def _evaluations(table: pl.DataFrame) -> list[Any]:
-    from model.metrics import Evaluation
-
-    return [
-        Evaluation(seed["user"].to_numpy(), {metric: seed[metric].to_numpy() for metric in metrics_of(seed)})
-        for seed in table.partition_by("seed", maintain_order=True)
-    ]
+def _evaluations(table: pl.DataFrame) -> list["Evaluation"]:
+    return [evaluation_of(seed) for seed in table.partition_by("seed", maintain_order=True)]
 
 
 def paper_table(

@@ -13,7 +13,7 @@ import polars as pl
 from assets import home, tracking
 from assets.settings import dataset_names
 from assets.storage import stored_path
-from assets.training import group_of
+from assets.training import evaluation_of, group_of
 from assets.versions import latest
 from model.registry import MODELS, entry
 from pipeline import parquet, row_cache
@@ -129,17 +129,14 @@ def significance(dataset: str, model: str, metric: str) -> list[dict[str, Any]]:
     NothingThereError
         The model, or every other one, is not trained, or nobody computed the metric.
     """
-    from model.metrics import Evaluation
     from model.significance import compare, holm
 
     entry(model)
-    found: dict[str, Evaluation] = {}
+    found = {}
     for name in MODELS:
         path = stored_path(group_of(name).key("user_metrics"), f"{dataset}|{name}")
         if path.exists():
-            table = parquet.read_table(path)
-            values = {column: table[column].to_numpy() for column in table.columns if column != "user"}
-            found[name] = Evaluation(table["user"].to_numpy(), values)
+            found[name] = evaluation_of(parquet.read_table(path))
     own = found.pop(model, None)
     if own is None or not found:
         missing, name = (f"{model} is not", model) if own is None else (f"no model but {model} is", "NAME")

@@ -161,7 +161,7 @@ def modality_study(context: dg.AssetExecutionContext, progress: Progress) -> Res
     name, seeds = partition_of(context)["dataset"], settings_of(context).evidence.sensitivity_seeds
     rows: list[dict[str, Any]] = []
     images = stored_path(dg.AssetKey("item_visual_embeddings"), name)
-    if not images.exists() or not len(parquet.read_array(images)):
+    if not images.exists() or not pl.scan_parquet(images).select(pl.len()).collect().item():
         return Result(frame(rows, MODALITY_STUDY), {"modalities": "texts alone"})
     for model in (model for model in stored_replicates(name) if "modalities" in MODELS[model].needs):
         plan = {

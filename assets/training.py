@@ -25,6 +25,7 @@ from pipeline import fingerprint
 
 if TYPE_CHECKING:
     from model.base import RecData, Recommender
+    from model.metrics import Evaluation
     from model.training import TrainingResult
 
 INPUTS: dict[str, dict[str, type]] = {
@@ -257,6 +258,14 @@ def logged_settings(settings: Dataset, model: "Recommender", name: str) -> dict[
 def pairs_of(interactions: pl.DataFrame, split: str) -> pl.DataFrame:
     """The (user, item) pairs of one split."""
     return interactions.filter(pl.col("split") == split).select("user", "item")
+
+
+def evaluation_of(metrics: pl.DataFrame) -> "Evaluation":
+    """Stored metrics of users as an `Evaluation`; columns that are no metric (`seed`, `top`) are left out."""
+    from model.metrics import Evaluation
+
+    names = [name for name in metrics.columns if name not in ("seed", "user", "top")]
+    return Evaluation(metrics["user"].to_numpy(), {name: metrics[name].to_numpy() for name in names})
 
 
 def interaction_matrix(pairs: pl.DataFrame, shape: tuple[int, int]) -> csr_array:

@@ -18,7 +18,7 @@ import polars as pl
 from assets import home, tracking, workers
 from assets.settings import Dataset, dataset, training_config
 from assets.storage import read
-from assets.training import build, group_of, inputs_of, logged_settings, rec_data
+from assets.training import build, evaluation_of, group_of, inputs_of, logged_settings, rec_data
 from assets.variants import Stored
 from assets.versions import model_content, modules_version
 from pipeline import fingerprint, parquet
@@ -96,12 +96,7 @@ class Outcome:
 
     @property
     def evaluation(self) -> "Evaluation":
-        from model.metrics import Evaluation
-
-        table = self.users.drop("top")
-        return Evaluation(
-            table["user"].to_numpy(), {name: table[name].to_numpy() for name in table.columns if name != "user"}
-        )
+        return evaluation_of(self.users)
 
 
 def trial_items(name: str, identity: str) -> np.ndarray:

@@ -77,27 +77,16 @@ def sensitivity(table: pl.DataFrame, metric: str) -> Chart:
 
 def audit(table: pl.DataFrame, by: str, name: str, title: str, caption: str) -> Chart:
     """Metrics side by side for each kind of `by`: of history, or of fusion."""
-    metrics = table["metric"].unique(maintain_order=True).to_list()
-    marks = []
-    for index, part in enumerate(table.partition_by(by, maintain_order=True)):
-        found = {metric: (mean, sd) for metric, mean, sd in part.select("metric", "mean", "sd").iter_rows()}
-        values, spreads = zip(*(found.get(metric, (None, None)) for metric in metrics), strict=True)
-        marks.append(Bars(part[by][0], values, spreads, (style(index).colour,) * len(metrics)))
+    metrics, marks = _side_by_side(table, by, "metric")
     labels = tuple(metric_title(metric) for metric in metrics)
-    return Chart(name, title, caption, (Panel("", "", "mean over seeds", tuple(marks), labels),))
+    return Chart(name, title, caption, (Panel("", "", "mean over seeds", marks, labels),))
 
 
 def by_model(table: pl.DataFrame, by: str, title: str) -> Chart:
     """The first metric of every model, a bar for each kind of `by`: of split, or of features."""
     metric = headline(table)[0]
-    rows = _of(table, metric)
-    titles = rows["title"].unique(maintain_order=True).to_list()
-    marks = []
-    for index, part in enumerate(rows.partition_by(by, maintain_order=True)):
-        found = {name: (mean, sd) for name, mean, sd in part.select("title", "mean", "sd").iter_rows()}
-        values, spreads = zip(*(found.get(name, (None, None)) for name in titles), strict=True)
-        marks.append(Bars(part[by][0], values, spreads, (style(index).colour,) * len(titles)))
-    panel = Panel("", metric_title(metric), "", tuple(marks), tuple(titles), horizontal=True)
+    titles, marks = _side_by_side(_of(table, metric), by, "title")
+    panel = Panel("", metric_title(metric), "", marks, titles, horizontal=True)
     return Chart(f"by_{by}", title, f"One bar a kind of {by}. {ERRORS}", (panel,), 120 + 24 * len(titles) * len(marks))
 
 
@@ -207,6 +196,17 @@ def _height(rows: pl.DataFrame) -> int:
 def _bars(rows: pl.DataFrame, labels: str, colours: Sequence[str], x_label: str) -> Panel:
     bars = Bars("", tuple(rows["mean"]), tuple(rows["sd"]), tuple(colours))
     return Panel("", x_label, "", (bars,), tuple(rows[labels]), horizontal=True)
+
+
+def _side_by_side(rows: pl.DataFrame, by: str, along: str) -> tuple[tuple[str, ...], tuple[Bars, ...]]:
+    """The values of `along`, and for each kind of `by` its bars over them; None where it has no row."""
+    places = tuple(rows[along].unique(maintain_order=True))
+    marks = []
+    for index, part in enumerate(rows.partition_by(by, maintain_order=True)):
+        found = {place: (mean, sd) for place, mean, sd in part.select(along, "mean", "sd").iter_rows()}
+        values, spreads = zip(*(found.get(place, (None, None)) for place in places), strict=True)
+        marks.append(Bars(part[by][0], values, spreads, (style(index).colour,) * len(places)))
+    return places, tuple(marks)
 
 
 def _setting(rows: pl.DataFrame, metric: str) -> Panel:

@@ -11,9 +11,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from model.base import RecData
-from pipeline.interactions import random_split
 from pipeline.settings import DemoSource
 from pipeline.sources.planted import planted
+from pipeline.splits import random_split
 
 STEP = DemoSource(kind="demo", users=50, items=50, seed=1)
 STEP_WIDTHS = (12, 10)  # of texts and of images
