@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_array
 
-from assets.replicates import REPLICATES, drawn, frame, metrics_of, replicates, spread, stored_replicates
+from assets.replicates import REPLICATES, drawn, frame, replicates, spread, stored_replicates
 from assets.reporting import sections
 from assets.settings import SUBJECT, Dataset, partition_of, settings_of
 from assets.stage import Result, stage
 from assets.storage import stored_path
-from assets.training import evaluation_of, interaction_matrix, pairs_of
+from assets.training import evaluation_of, interaction_matrix, metrics_of, pairs_of
 from assets.trials import trial_record
 from model.registry import MODELS
 from pipeline import parquet

@@ -107,11 +107,6 @@ def stored_replicates(name: str, table: str = "replicates") -> dict[str, pl.Data
     return {model: parquet.read_table(path) for model, path in paths.items() if path.exists()}
 
 
-def metrics_of(table: pl.DataFrame) -> list[str]:
-    """Columns of `replicates` that are metrics."""
-    return [column for column in table.columns if column not in ("seed", "user", "top")]
-
-
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """`mean`, `sd` (null for a single one) and number (`seeds`) of values over seeds."""
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None

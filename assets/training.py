@@ -261,11 +261,15 @@ def pairs_of(interactions: pl.DataFrame, split: str) -> pl.DataFrame:
 
 
 def evaluation_of(metrics: pl.DataFrame) -> "Evaluation":
-    """Stored metrics of users as an `Evaluation`; columns that are no metric (`seed`, `top`) are left out."""
+    """Stored metrics of users as an `Evaluation`."""
     from model.metrics import Evaluation
 
-    names = [name for name in metrics.columns if name not in ("seed", "user", "top")]
-    return Evaluation(metrics["user"].to_numpy(), {name: metrics[name].to_numpy() for name in names})
+    return Evaluation(metrics["user"].to_numpy(), {name: metrics[name].to_numpy() for name in metrics_of(metrics)})
+
+
+def metrics_of(users: pl.DataFrame) -> list[str]:
+    """Columns of stored metrics of users that are metrics: all but `seed`, `user` and `top`."""
+    return [name for name in users.columns if name not in ("seed", "user", "top")]
 
 
 def interaction_matrix(pairs: pl.DataFrame, shape: tuple[int, int]) -> csr_array:
