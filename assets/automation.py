@@ -11,6 +11,7 @@ from assets.progress import Progress
 from assets.refresh import Refresh
 from assets.results import made_datasets
 from assets.settings import OVERRIDES_TAG, dataset
+from assets.stage import GPU
 from assets.versions import SETTINGS, settings_content
 from pipeline import fingerprint
 from pipeline.profiles import TemplateError
@@ -19,7 +20,7 @@ from pipeline.settings import SettingsError
 LOOK_SECONDS = 15
 
 
-@dg.op(out=dg.Out(dg.Nothing), description="Run what is stale of one dataset, in waves, until nothing is.")
+@dg.op(out=dg.Out(dg.Nothing), description="Run what is stale of one dataset, in waves, until nothing is.", pool=GPU)
 def refresh_dataset(context: dg.OpExecutionContext) -> None:
     """Every wave is a run of its own, listed under Runs with the tag `scale/refresh`."""
     overrides = json.loads(context.run.tags.get(OVERRIDES_TAG, "{}"))

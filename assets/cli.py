@@ -1,6 +1,8 @@
 """The `scale` command: a thin face over the same assets that the Dagster UI shows."""
 
 import os
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +49,7 @@ def run(
     import dagster as dg
 
     from assets import home, terminal
+    from assets.bars import TerminalProgress, bars
     from assets.refresh import Refresh
     from assets.results import latest_runs
     from assets.settings import dataset as load_dataset
@@ -55,8 +58,8 @@ def run(
     overrides = _overrides(dataset, models, set_, tuned)
     settings = load_dataset(dataset, overrides)
     home.dagster_home()
-    with dg.DagsterInstance.get() as instance, terminal.bars:
-        refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress())
+    with dg.DagsterInstance.get() as instance, bars:
+        refresh = Refresh(instance, dataset, overrides, models, TerminalProgress())
         report = refresh.run(terminal.show_wave, terminal.note)
         rows = latest_runs(instance, dataset, models)
     terminal.show_report(report)
@@ -78,6 +81,7 @@ def sweep(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = 
     import dagster as dg
 
     from assets import home, terminal
+    from assets.bars import TerminalProgress, bars, trial_bar
     from assets.lock import dataset_lock
     from assets.refresh import Refresh
     from assets.sweep import sweep as search
@@ -85,12 +89,12 @@ def sweep(dataset: DatasetOption, model: ModelsOption = None, set_: SetOption = 
     models = list(dict.fromkeys(model or ["scale"]))
     overrides = _overrides(dataset, models, set_)
     home.dagster_home()
-    with dg.DagsterInstance.get() as instance, terminal.bars:
-        refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress(), targets="inputs")
+    with dg.DagsterInstance.get() as instance, bars:
+        refresh = Refresh(instance, dataset, overrides, models, TerminalProgress(), targets="inputs")
         terminal.show_report(refresh.run(terminal.show_wave, terminal.note))
         for name in models:
             with dataset_lock(f"{dataset}-{name}-sweep", terminal.note):
-                found = search(instance, dataset, name, overrides, terminal.trial_bar(name))
+                found = search(instance, dataset, name, overrides, trial_bar(name))
             terminal.console.print(terminal.trials_table(name, found))
             terminal.console.print(
                 f"kept in {found.file}; train with it: [bold]scale run -d {dataset} -m {name} --tuned[/]\n"
@@ -115,7 +119,7 @@ def report(
     import dagster as dg
 
     from assets import home, terminal
-    from assets.publication import report_path
+    from assets.bars import TerminalProgress, bars
     from assets.refresh import Refresh
     from assets.results import comparison
     from model.registry import MODELS
@@ -123,11 +127,11 @@ def report(
     models = list(dict.fromkeys(model or MODELS))
     overrides = _overrides(dataset, models, set_, tuned)
     home.dagster_home()
-    with dg.DagsterInstance.get() as instance, terminal.bars:
-        refresh = Refresh(instance, dataset, overrides, models, terminal.TerminalProgress(), targets="evidence")
+    with dg.DagsterInstance.get() as instance, bars:
+        refresh = Refresh(instance, dataset, overrides, models, TerminalProgress(), targets="evidence")
         terminal.show_report(refresh.run(terminal.show_wave, terminal.note))
     terminal.console.print(terminal.comparison_table(dataset, comparison(dataset)))
-    terminal.console.print(f"\nThe whole report: [bold]{report_path(dataset) / 'report.html'}[/]")
+    terminal.console.print(f"\nThe whole report: [bold]{home.report_folder(dataset) / 'report.html'}[/]")
 
 
 @app.command()
@@ -153,6 +157,7 @@ def refresh(
     import dagster as dg
 
     from assets import home, terminal
+    from assets.bars import TerminalProgress, bars
     from assets.refresh import Refresh
 
     if dry_run:
@@ -160,10 +165,10 @@ def refresh(
         return
     overrides = _parsed(set_)
     home.dagster_home()
-    with dg.DagsterInstance.get() as instance, terminal.bars:
+    with dg.DagsterInstance.get() as instance, bars:
         for name in _made(instance, dataset):
             terminal.console.print(f"[bold]{name}[/]")
-            refresh = Refresh(instance, name, overrides, None, terminal.TerminalProgress())
+            refresh = Refresh(instance, name, overrides, None, TerminalProgress())
             terminal.show_report(refresh.run(terminal.show_wave, terminal.note))
 
 
@@ -189,7 +194,7 @@ def cache(
         found = caches(instance, dataset)
     if not found:
         where = f"for {dataset} " if dataset else ""
-        terminal.fail(f"no row cache {where}under {home.home() / 'cache'} yet; every run makes some")
+        fail(f"no row cache {where}under {home.home() / 'cache'} yet; every run makes some")
     if prune:
         for each in found:
             dropped = delete_unused(each, timedelta(days=older_than))
@@ -205,13 +210,13 @@ def compare(
 ) -> None:
     """Show a dataset's finished MLflow runs side by side: the best marked, published numbers below."""
     from assets import terminal
-    from assets.results import finished_runs
     from assets.settings import dataset as load_dataset
+    from assets.tracking import finished_runs
 
     settings = load_dataset(dataset)
     rows = finished_runs(dataset, limit)
     if not rows:
-        terminal.fail(f"no finished run on {dataset} yet; start one with: scale run --dataset {dataset}")
+        fail(f"no finished run on {dataset} yet; start one with: scale run --dataset {dataset}")
     terminal.console.print(terminal.results_table(rows, settings.published, f"Test metrics on {dataset}, newest first"))
 
 
@@ -247,6 +252,37 @@ def recommend(
 
     history, table = recommendations(dataset, model, user)
     terminal.console.print(terminal.recommendations_table(user, history, table.head(k)))
+
+
+@app.command()
+def serve(
+    dataset: DatasetOption,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Model to serve; repeat for several, the default first. Default: all."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; `0.0.0.0` for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 for any that is free.", min=0, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with a bearer token that every request has to carry. Default: SCALE_SERVE_TOKEN."),
+    ] = None,
+) -> None:
+    """Serve trained models over HTTP until Ctrl-C: recommendations with reasons, and a page to look at a user.
+
+    Users of the dataset, new ones by a few items or by a text, similar items, metrics for Prometheus; the interface is
+    described at `/v1/openapi.json`. What is trained later is served after a restart.
+    """
+    import importlib.util
+
+    for package in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise RuntimeError(
+                f"{package} is not installed; install it with: pip install -e '.[serve]' -c constraints.txt"
+            )
+    from assets.serving.server import serve
+
+    serve(dataset, model, host, port, token_file)
 
 
 @app.command()
@@ -303,7 +339,6 @@ def _look(dataset: str | None, set_: list[str] | None, show_stages: bool) -> Non
 
 def _made(instance: Any, dataset: str | None) -> list[str]:
     """The dataset asked for, or every one of which something has been made."""
-    from assets import terminal
     from assets.results import made_datasets
     from assets.settings import dataset as load_dataset
 
@@ -311,9 +346,9 @@ def _made(instance: Any, dataset: str | None) -> list[str]:
         load_dataset(dataset)
     made = made_datasets(instance)
     if dataset is not None and dataset not in made:
-        terminal.fail(f"nothing of {dataset} has been made yet; start with: scale run --dataset {dataset}")
+        fail(f"nothing of {dataset} has been made yet; start with: scale run --dataset {dataset}")
     if not made:
-        terminal.fail("nothing has been made yet; start with: scale run --dataset demo")
+        fail("nothing has been made yet; start with: scale run --dataset demo")
     return [dataset] if dataset is not None else made
 
 
@@ -350,6 +385,15 @@ def _show_examples(dataset: str, model: str) -> None:
         terminal.console.print(terminal.recommendations_table(user, history, table.head(5)))
 
 
+def fail(message: str) -> None:
+    """Say what went wrong, and leave."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(1)
+
+
 def main() -> None:
     """Entry point: every mistake of the user's ends in one readable message."""
     import warnings
@@ -359,9 +403,15 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app(standalone_mode=True)
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get("SCALE_DEBUG"):
-            raise
-        from assets.terminal import fail
+    except Exception as error:
+        from assets import home
 
-        fail(str(error))
+        messages = [str(error)] if isinstance(error, ValueError | RuntimeError | OSError) else []
+        if home.is_full(error):  # Dagster's and MLflow's databases raise errors of their own then
+            messages.append(
+                f"the disk that holds {home.home()} is full: make room, and run the command again; it goes on where it "
+                "was. SCALE_HOME names another place, scale cache --prune deletes what no result uses any more"
+            )
+        if os.environ.get("SCALE_DEBUG") or not messages:
+            raise
+        fail("\n".join(messages))

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_array
 
+from assets.metrics import ranking_metrics
 from assets.replicates import REPLICATES, drawn, frame, replicates, spread, stored_replicates
 from assets.reporting import sections
 from assets.settings import SUBJECT, Dataset, partition_of, settings_of
@@ -24,7 +25,6 @@ from pipeline import parquet
 if TYPE_CHECKING:
     from model.metrics import Evaluation
 
-METRICS = ("recall_at_10", "recall_at_20", "ndcg_at_10", "ndcg_at_20")
 TABLES = [dg.AssetKey(name) for name in ("users", "items", "interactions")]
 
 # Systems of the paper's tables by their names there, and the models that stand for them.
@@ -235,7 +235,7 @@ def paper_table(
         for model in models:
             ours = {row["metric"]: row for row in _means(found[model], {})} if model in found else {}
             label = system if len(models) == 1 else f"{system}: {MODELS[model].title}"
-            for metric in (name for name in METRICS if name in published or name in ours):
+            for metric in ranking_metrics([*published, *ours]):
                 row = {"system": label, "model": model, "metric": metric, "published": published.get(metric)}
                 if metric in ours:
                     row |= {"ours": ours[metric]["mean"], "sd": ours[metric]["sd"]}

@@ -7,22 +7,25 @@ import polars as pl
 from assets import home
 from assets.progress import Progress
 from assets.settings import partition_of, settings_of
-from assets.stage import Check, Result, stage
+from assets.stage import GPU, Check, Result, stage
+from pipeline.compute import cluster
 from pipeline.embeddings import Embeddings, align_images, embed_texts
 
 CHECKS = {"unit_norms": "Every vector has norm 1, or is zero because its text is empty."}
 
 
-@stage(group="embeddings", code=["pipeline.embeddings.text"], settings=["embeddings"], checks=CHECKS)
+@stage(group="embeddings", code=["pipeline.embeddings.text"], settings=["embeddings"], checks=CHECKS, pool=GPU)
 def item_text_embeddings(context: dg.AssetExecutionContext, item_profiles: pl.DataFrame, progress: Progress) -> Result:
     """Text vector of every item, (N, d_t)."""
     texts = item_profiles["summary"].to_list()
     cache = home.cache_folder("embeddings", partition_of(context)["dataset"])
     bar = progress.bar(context, "encoding items")
-    return _result(embed_texts(texts, settings_of(context).embeddings, texts, cache, "items", bar))
+    settings = settings_of(context)
+    where = cluster(settings.compute)
+    return _result(embed_texts(texts, settings.embeddings, texts, cache, "items", bar, where))
 
 
-@stage(group="embeddings", code=["pipeline.embeddings.text"], settings=["embeddings"], checks=CHECKS)
+@stage(group="embeddings", code=["pipeline.embeddings.text"], settings=["embeddings"], checks=CHECKS, pool=GPU)
 def user_text_embeddings(
     context: dg.AssetExecutionContext, user_profiles: pl.DataFrame, item_profiles: pl.DataFrame, progress: Progress
 ) -> Result:
@@ -30,7 +33,9 @@ def user_text_embeddings(
     texts, corpus = user_profiles["summary"].to_list(), item_profiles["summary"].to_list()
     cache = home.cache_folder("embeddings", partition_of(context)["dataset"])
     bar = progress.bar(context, "encoding users")
-    return _result(embed_texts(texts, settings_of(context).embeddings, corpus, cache, "users", bar))
+    settings = settings_of(context)
+    where = cluster(settings.compute)
+    return _result(embed_texts(texts, settings.embeddings, corpus, cache, "users", bar, where))
 
 
 @stage(group="embeddings", code=["pipeline.embeddings.images"], checks=CHECKS)

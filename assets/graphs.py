@@ -1,6 +1,6 @@
 """Graphs: subspaces by OMP (Algorithm 1), nearest neighbours (eqs. 4, 5), and their fusion (eq. 6)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from assets import home
 from assets.plots import degree_histogram
 from assets.progress import Progress
 from assets.settings import VARIANT_TAG, partition_of, settings_of
-from assets.stage import Check, Result, stage
+from assets.stage import GPU, Check, Result, stage
+from pipeline.compute import cluster
 
 if TYPE_CHECKING:
+    from pipeline.graphs.execution import Execution
     from pipeline.graphs.reuse import Built, Memory
 
 CHECKS = {
@@ -27,7 +29,9 @@ SEARCH_CHECKS = CHECKS | {
 DENSITY_LIMIT, ISOLATED_LIMIT = 0.1, 0.05
 
 
-@stage(group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(
+    group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS, pool=GPU
+)
 def user_subspace_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -35,7 +39,9 @@ def user_subspace_graph(
     return _subspace(context, progress, user_text_embeddings, None, settings_of(context).subspace.user_sparsity)
 
 
-@stage(group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(
+    group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS, pool=GPU
+)
 def item_subspace_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -43,7 +49,9 @@ def item_subspace_graph(
     return _subspace(context, progress, item_text_embeddings, None, settings_of(context).subspace.item_sparsity)
 
 
-@stage(group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS)
+@stage(
+    group="graphs", code=["pipeline.graphs.subspaces"], settings=["subspace", "index"], checks=SEARCH_CHECKS, pool=GPU
+)
 def user_item_subspace_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -56,7 +64,7 @@ def user_item_subspace_graph(
     )
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS, pool=GPU)
 def user_similarity_graph(
     context: dg.AssetExecutionContext, user_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -64,7 +72,7 @@ def user_similarity_graph(
     return _similarity(context, progress, user_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS, pool=GPU)
 def item_text_similarity_graph(
     context: dg.AssetExecutionContext, item_text_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -72,7 +80,7 @@ def item_text_similarity_graph(
     return _similarity(context, progress, item_text_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS, pool=GPU)
 def item_visual_similarity_graph(
     context: dg.AssetExecutionContext, item_visual_embeddings: np.ndarray, progress: Progress
 ) -> Result:
@@ -84,7 +92,7 @@ def item_visual_similarity_graph(
     return _similarity(context, progress, item_visual_embeddings, None)
 
 
-@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS)
+@stage(group="graphs", code=["pipeline.graphs.reuse"], settings=["similarity", "index"], checks=SEARCH_CHECKS, pool=GPU)
 def user_item_similarity_graph(
     context: dg.AssetExecutionContext,
     user_text_embeddings: np.ndarray,
@@ -139,12 +147,7 @@ def _subspace(
         settings.subspace.dictionary_size,
         sparsity or settings.subspace.sparsity,
         _memory(context),
-        memory_gb=_memory_left(context, targets, candidates),
-        threads=settings.resources.threads,
-        progress=progress.bar(context, "matching pursuit"),
-        device=settings.resources.device,
-        index=settings.index,
-        report=found.update,
+        _execution(context, progress.bar(context, "matching pursuit"), found, targets, candidates),
     )
     return _searched(context, built, found)
 
@@ -161,14 +164,30 @@ def _similarity(
         candidates,
         settings.similarity.neighbours,
         _memory(context),
-        memory_gb=_memory_left(context, queries, candidates),
-        threads=settings.resources.threads,
-        progress=progress.bar(context, "nearest neighbours"),
-        device=settings.resources.device,
-        index=settings.index,
-        report=found.update,
+        _execution(context, progress.bar(context, "nearest neighbours"), found, queries, candidates),
     )
     return _searched(context, built, found)
+
+
+def _execution(
+    context: dg.AssetExecutionContext,
+    bar: Callable[..., None],
+    found: dict[str, Any],
+    *features: np.ndarray | None,
+) -> "Execution":
+    """How the dataset's settings want a graph to be made; figures of an index go into `found`."""
+    from pipeline.graphs.execution import Execution
+
+    settings = settings_of(context)
+    return Execution(
+        memory_gb=_memory_left(context, *features),
+        threads=settings.resources.threads,
+        device=settings.resources.device,
+        index=settings.index,
+        cluster=cluster(settings.compute),
+        progress=bar,
+        report=found.update,
+    )
 
 
 def _memory(context: dg.AssetExecutionContext) -> "Memory":

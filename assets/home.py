@@ -1,12 +1,15 @@
 """Where everything generated lives: one folder, `SCALE_HOME`, by default `var/` beside this package."""
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import yaml
 
 from pipeline.parquet import atomic_path
 
+LEAST_ROOM = 2**20  # bytes
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -16,8 +19,17 @@ def home() -> Path:
 
 
 def store() -> Path:
-    """Parquet files of every asset: `<asset>/<partition>.parquet`."""
-    return home() / "store"
+    """Parquet files of every asset: `<asset>/<partition>.parquet`; with a store behind a URL, this machine's copies."""
+    named = os.environ.get("SCALE_STORE")
+    if not named or store_url():
+        return home() / "store"
+    return Path(named.removeprefix("file://")).expanduser().resolve()
+
+
+def store_url() -> str | None:
+    """`SCALE_STORE` where it is the URL of a bucket, and no folder."""
+    named = os.environ.get("SCALE_STORE", "")
+    return named if "://" in named and not named.startswith("file://") else None
 
 
 def raw_folder(dataset: str) -> Path:
@@ -40,17 +52,33 @@ def checkpoint_path(dataset: str, model: str) -> Path:
     return home() / "checkpoints" / dataset / f"{model}.safetensors"
 
 
+def report_folder(dataset: str) -> Path:
+    """A dataset's report: `report.html`, `report.md`, `figures/`."""
+    return home() / "reports" / dataset
+
+
 def tracking_uri() -> str:
     """MLflow store: `MLFLOW_TRACKING_URI`, by default SQLite under the home folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error came of a disk without room, whoever raised it."""
+    told = any(words in str(error) for words in (os.strerror(errno.ENOSPC), "disk is full"))
+    return told or (home().exists() and shutil.disk_usage(home()).free < LEAST_ROOM)
 
 
 def dagster_home() -> Path:
     """Prepare Dagster's own folder under the home folder and point `DAGSTER_HOME` at it.
 
     Its `dagster.yaml` is the project's, with absolute paths, so that runs started by `scale` and by a bare
-    `dagster dev` in the project folder share one history.
+    `dagster dev` in the project folder share one history. A folder named by `SCALE_DAGSTER_HOME` is taken as it is.
     """
+    if own := os.environ.get("SCALE_DAGSTER_HOME"):
+        if not (Path(own) / "dagster.yaml").is_file():
+            raise FileNotFoundError(f"SCALE_DAGSTER_HOME names {own}, where there is no dagster.yaml")
+        os.environ["DAGSTER_HOME"] = own
+        return Path(own)
     folder = home() / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_load((PROJECT / "dagster.yaml").read_text())

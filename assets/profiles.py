@@ -6,7 +6,8 @@ import polars as pl
 from assets import home
 from assets.progress import Progress
 from assets.settings import partition_of, settings_of
-from assets.stage import Check, Result, stage
+from assets.stage import GPU, Check, Result, stage
+from pipeline.compute import cluster
 from pipeline.interactions import InteractionTables, user_histories
 from pipeline.profiles import ProfileResult, write_item_profiles, write_user_profiles
 
@@ -24,16 +25,18 @@ FAILURES = "Rows without a profile of their own: why, the prompt, and the model'
     code=["pipeline.profiles"],
     settings=["item_profiles"],
     checks=CHECKS,
+    pool=GPU,
     tables={"item_profiles": "One profile per item, from its metadata (eq. 1).", "item_profile_failures": FAILURES},
 )
 def item_profile_tables(
     context: dg.AssetExecutionContext, item_metadata: pl.DataFrame, raw_profiles: pl.DataFrame, progress: Progress
 ) -> dict[str, Result]:
     """Write the items' profiles."""
-    settings = settings_of(context).profiles
+    dataset = settings_of(context)
     cache = home.cache_folder("profiles", partition_of(context)["dataset"])
     bar = progress.bar(context, "writing item profiles")
-    return _results("item", write_item_profiles(item_metadata, raw_profiles, settings, cache, bar))
+    where = cluster(dataset.compute)
+    return _results("item", write_item_profiles(item_metadata, raw_profiles, dataset.profiles, cache, bar, where))
 
 
 @stage(
@@ -41,6 +44,7 @@ def item_profile_tables(
     code=["pipeline.profiles", "pipeline.interactions"],
     settings=["user_profiles", "interactions"],
     checks=CHECKS,
+    pool=GPU,
     tables={
         "user_profiles": "One profile per user, from the items and reviews of the training split (eq. 2).",
         "user_profile_failures": FAILURES,
@@ -63,9 +67,11 @@ def user_profile_tables(
     histories = user_histories(raw_reviews, tables, dataset.interactions, settings.history).collect(engine="streaming")
     cache = home.cache_folder("profiles", partition_of(context)["dataset"])
     bar = progress.bar(context, "writing user profiles")
-    return _results(
-        "user", write_user_profiles(users, item_metadata, item_profiles, histories, raw_profiles, settings, cache, bar)
+    where = cluster(dataset.compute)
+    written = write_user_profiles(
+        users, item_metadata, item_profiles, histories, raw_profiles, settings, cache, bar, where
     )
+    return _results("user", written)
 
 
 def _results(kind: str, result: ProfileResult) -> dict[str, Result]:

@@ -13,17 +13,22 @@ class Progress(dg.ConfigurableResource):
 
     def bar(self, context: dg.AssetExecutionContext, label: str) -> Callable[..., None]:
         """Give a callback `(done, total, detail="")` for the job called `label`; `detail` says how fast it goes."""
-        last = time.monotonic()
-
-        def report(done: int, total: int, detail: str = "") -> None:
-            nonlocal last
-            if time.monotonic() - last >= LOG_SECONDS:
-                last = time.monotonic()
-                far = f"{done:,} of {total:,}" if total else f"{done:,}"
-                context.log.info(f"{label}: {far} ({detail})" if detail else f"{label}: {far}")
-
-        return report
+        return lines(context.log.info, label, LOG_SECONDS)
 
     def note(self, context: dg.AssetExecutionContext, text: str) -> None:
         """Show one line of news about the job at hand."""
         context.log.info(text)
+
+
+def lines(say: Callable[[str], None], label: str, seconds: float) -> Callable[..., None]:
+    """A callback `(done, total, detail="")` that says how far a job is, at most every so many seconds."""
+    last = time.monotonic()
+
+    def report(done: int, total: int, detail: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            far = f"{done:,} of {total:,}" if total else f"{done:,}"
+            say(f"{label}: {far} ({detail})" if detail else f"{label}: {far}")
+
+    return report

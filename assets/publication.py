@@ -20,11 +20,6 @@ from pipeline.interactions import SPLITS
 PARTS = [name for name in COLUMNS if name != "cost"]  # which is no asset
 
 
-def report_path(name: str) -> Path:
-    """Folder of a dataset's report: `report.html`, `report.md`, `figures/`."""
-    return home.home() / "reports" / name
-
-
 @stage(
     group="evidence",
     code=package("assets.reporting"),
@@ -39,7 +34,7 @@ def report(context: dg.AssetExecutionContext) -> Result:
     if not tables:
         raise StageError(f"there is nothing to report on {name} yet; start with: scale report -d {name}")
     tables["cost"] = cost(name)
-    folder = report_path(name)
+    folder = home.report_folder(name)
     page = render(f"{settings.title}: evidence", _facts(name, settings), tables, folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     written = pl.DataFrame(

@@ -19,6 +19,7 @@ from assets.settings import OVERRIDES_TAG, Dataset, dataset
 from assets.stage import StageError, failure
 from assets.stages import stages
 from assets.staleness import State, evidence, inputs, materialised, survey, wanted
+from assets.storage import send
 from assets.versions import Record, latest
 
 TOGETHER = "computed together with a stale table"
@@ -137,6 +138,14 @@ class Refresh:
         """How every node stands, in dependency order."""
         return survey(self._instance, self._graph, self.nodes, self._settings())
 
+    def _states_in_store(self) -> dict[Node, State]:
+        """`states`, once a store behind a URL holds what it lacked and this machine has."""
+        states = self.states()
+        for state in states.values():
+            if state.unsent:
+                send(state.unsent)
+        return states
+
     def _settings(self) -> Dataset:
         return dataset(self._dataset, self._overrides)
 
@@ -160,7 +169,7 @@ class Refresh:
         on_wave
             Called before each wave with what runs and why.
         on_wait
-            Called with a line of text while another run holds the dataset.
+            Called with a line of text while another run holds the dataset, and for a damaged file that is made again.
 
         Raises
         ------
@@ -171,15 +180,22 @@ class Refresh:
         report = Report()
         with dataset_lock(self._dataset, on_wait):
             wave: dict[Node, str] = {}
-            while following := self._wave(states := self.states())[0]:
+            while following := self._wave(states := self._states_in_store())[0]:
                 for node, why in following.items() & wave.items():
                     if why != TOGETHER:
                         raise StageError(f"{node.name} stays stale after it ran: {why}")
                 wave = following
                 if on_wave:
                     on_wave(wave)
-                for partition in dict.fromkeys(node.partition for node in wave):
-                    self._materialise(partition, [node.key for node in wave if node.partition == partition])
+                try:
+                    for partition in dict.fromkeys(node.partition for node in wave):
+                        self._materialise(partition, [node.key for node in wave if node.partition == partition])
+                except StageError as error:
+                    if not self._found_damage(states):
+                        raise
+                    on_wait(f"{error}")
+                    wave = {}
+                    continue
                 report.ran += [self._ran(node, why, states[node].record) for node, why in wave.items()]
         self._account(report, states)
         report.seconds = time.perf_counter() - started
@@ -229,6 +245,11 @@ class Refresh:
         )
         if not result.success:
             raise StageError(failure(result.all_events))
+
+    def _found_damage(self, before: Mapping[Node, State]) -> bool:
+        """Whether a file that was taken for whole turned out damaged when a stage read it; it is made again then."""
+        now = self.states()
+        return any(state.status != "missing" and now[node].status == "missing" for node, state in before.items())
 
     def _ran(self, node: Node, why: str, before: Record | None) -> Ran:
         now = latest(self._instance, node.key, node.partition)

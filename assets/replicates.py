@@ -13,7 +13,7 @@ from assets.progress import Progress
 from assets.reporting import sections
 from assets.reporting.picture import picture
 from assets.settings import overrides_of, partition_of, settings_of
-from assets.stage import Result, StageError, publish
+from assets.stage import GPU, Result, StageError, publish
 from assets.storage import stored_path
 from assets.training import ModelGroup, group_of, inputs_of, model_groups
 from assets.trials import Outcome, run, seeds_of
@@ -46,6 +46,7 @@ def replicates_asset(group: ModelGroup) -> dg.AssetsDefinition:
         deps=[group.settings_key, settings_key("evidence"), *(dg.AssetKey(name) for name in inputs_of(group))],
         partitions_def=group.partitions,
         group_name="replicates",
+        pool=GPU,
     )
     def replicates(context: dg.AssetExecutionContext, progress: Progress) -> Iterator[dg.MaterializeResult]:
         started = time.perf_counter()

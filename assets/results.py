@@ -19,7 +19,6 @@ from model.registry import MODELS, entry
 from pipeline import parquet, row_cache
 from pipeline.graphs import kept
 
-METRIC_PREFIX = "test_"
 ROW_KINDS = ("computed", "reused")
 CACHED_STAGES = {
     "profiles": ("item_profiles", "user_profiles"),
@@ -47,7 +46,7 @@ def latest_runs(instance: dg.DagsterInstance, dataset: str, models: Sequence[str
         key, partition = group_of(model).key("trained_model"), f"{dataset}|{model}"
         record = latest(instance, key, partition)
         assert record is not None
-        metrics = {name.removeprefix(METRIC_PREFIX): value for name, value in record.shown.items()}
+        metrics = {name.removeprefix(tracking.TEST): value for name, value in record.shown.items()}
         rows.append({"run": MODELS[model].title, **metrics})
     return rows
 
@@ -87,26 +86,6 @@ def caches(instance: dg.DagsterInstance, dataset: str | None = None) -> list[Cac
 def prune(cache: Cache, older_than: timedelta) -> int:
     """Delete old rows of a cache that no newest result uses; gives how many. A graph keeps its newest build alone."""
     return 0 if cache.kind == "graphs" else row_cache.prune(cache.folder, older_than)
-
-
-def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:
-    """Finished MLflow runs of a dataset, newest first."""
-    import mlflow
-
-    experiment = tracking.connect(dataset)
-    runs = mlflow.MlflowClient().search_runs(
-        [experiment], filter_string="attributes.status = 'FINISHED'", max_results=limit
-    )
-    rows = []
-    for found in runs:
-        metrics = {name.removeprefix(METRIC_PREFIX): value for name, value in found.data.metrics.items()}
-        seed = found.data.params.get("training.seed", "")
-        title = (
-            MODELS[found.data.tags["model"]].title if found.data.tags.get("model") in MODELS else found.info.run_name
-        )
-        epoch = int(metrics.get("best_epoch", 0))
-        rows.append({**metrics, "run": f"{title} {found.info.run_id[:8]}", "seed": seed, "best_epoch": epoch})
-    return rows
 
 
 def comparison(dataset: str) -> pl.DataFrame:
@@ -207,6 +186,7 @@ def _stored(dataset: str, model: str) -> pl.DataFrame:
     if not path.exists():
         hint = f"scale run --dataset {dataset} --model {model}"
         raise NothingThereError(
-            f"{model} has no recommendations for {dataset} under {home.store()}; make them with: {hint}"
+            f"{model} has no recommendations for {dataset} under {home.store_url() or home.store()}; make them with: "
+            f"{hint}"
         )
     return parquet.read_table(path)

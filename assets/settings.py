@@ -3,13 +3,15 @@
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import dagster as dg
 from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig, TrainingConfig
 from pipeline.settings import Closed, DatasetSettings, SettingsError, dataset_files, load_settings, validate
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 SUBJECT = "scale"  # the model that ablations, audits and sensitivity are about
 OVERRIDES_TAG = "scale/set"
@@ -141,18 +143,20 @@ def search_space(name: str, settings: Dataset) -> Space:
     return {f"models.{name}.{key}": choices for key, choices in space.items()}
 
 
-def partition_of(context: dg.AssetExecutionContext) -> dict[str, str]:
+def partition_of(context: "dg.AssetExecutionContext") -> dict[str, str]:
     """`{"dataset": ..., "model": ...}` of the partition being materialised; no model in the data stages."""
+    import dagster as dg
+
     key = context.partition_key
     return dict(key.keys_by_dimension) if isinstance(key, dg.MultiPartitionKey) else {"dataset": key}
 
 
-def settings_of(context: dg.AssetExecutionContext) -> Dataset:
+def settings_of(context: "dg.AssetExecutionContext") -> Dataset:
     """Settings for the partition being materialised, with the run's overrides (tag `scale/set`, JSON)."""
     return dataset(partition_of(context)["dataset"], overrides_of(context))
 
 
-def overrides_of(context: dg.AssetExecutionContext) -> dict[str, Any]:
+def overrides_of(context: "dg.AssetExecutionContext") -> dict[str, Any]:
     """The run's overrides, by dotted key."""
     overrides: dict[str, Any] = json.loads(context.run.tags.get(OVERRIDES_TAG, "{}"))
     return overrides

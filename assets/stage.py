@@ -19,6 +19,7 @@ from assets.partitions import DATASETS
 from assets.storage import content_version
 from assets.versions import code_of, settings_key
 
+GPU = "gpu"  # the pool of what takes a GPU where there is one
 WHATEVER_THERE_IS = "scale/reads_whatever_there_is"
 
 
@@ -52,6 +53,7 @@ def stage(
     tables: Mapping[str, str] | None = None,
     reads: Sequence[dg.AssetKey] = (),
     whatever_there_is: bool = False,
+    pool: str | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Make a dataset-partitioned asset of a function `(context, **inputs) -> Result`, named like the function.
 
@@ -71,6 +73,8 @@ def stage(
         Assets that the function reads for itself.
     whatever_there_is
         It reads as much of `reads` as has been made: asking for it asks for none of them.
+    pool
+        Of whose stages as many run at a time, over all runs, as dagster.yaml allows: `GPU`.
     """
 
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
@@ -100,6 +104,7 @@ def stage(
             deps=[*(settings_key(each) for each in settings), *reads],
             partitions_def=DATASETS,
             check_specs=check_specs([next(iter(described))], checks or {}),
+            pool=pool,
         )(takes(body, inputs))
 
     return decorate
@@ -150,10 +155,10 @@ def _size(value: Any) -> dict[str, Any]:
 
 
 def failure(events: Sequence[dg.DagsterEvent]) -> str:
-    """The innermost error of a failed run, as its author worded it, after the stage where it happened."""
+    """The error of a failed run, as its author worded it, after the stage where it happened."""
     failed = [event for event in events if event.is_step_failure] or [event for event in events if event.is_failure]
     error = getattr(failed[0].event_specific_data, "error", None)
-    while error is not None and error.cause is not None:
-        error = error.cause
+    while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
+        error = error.cause  # Dagster's own errors say only which step it was
     message = error.message.strip() if error else failed[0].message or "failed"
     return f"{failed[0].step_key}: {message}" if failed[0].step_key else message

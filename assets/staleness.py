@@ -8,14 +8,25 @@ resolver is not public.
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
 
+from assets import home
 from assets.nodes import Node, inputs_by_name, parents
 from assets.settings import SUBJECT, Dataset
 from assets.stage import WHATEVER_THERE_IS
-from assets.storage import FILE_STATE, file_state, is_intact, stored_path
+from assets.storage import (
+    FILE_STATE,
+    file_state,
+    is_intact,
+    local_path,
+    remote_store,
+    states_in_store,
+    stored_at,
+    stored_path,
+)
 from assets.training import group_of, inputs_of
 from assets.versions import (
     CODE,
@@ -30,12 +41,14 @@ from assets.versions import (
     settings_content,
 )
 from pipeline import fingerprint
+from pipeline.parquet import StoredFileError
 
 # In the order in which they stand on each other.
 GROUPS = (
     "raw", "interactions", "profiles", "embeddings", "graphs", "models", "recommendations", "replicates", "evidence"
 )  # fmt: skip
 EVIDENCE = ("replicates", "evidence")
+REPORT = dg.AssetKey("report")
 NEVER = "never materialised"
 SHOWN_CHANGES = 4
 SHOWN_CHARACTERS = 60
@@ -53,11 +66,14 @@ class State:
         Why it is not fresh.
     record
         Its newest materialisation.
+    unsent
+        Its file, where this machine has it and the store behind a URL may lack it.
     """
 
     status: Literal["fresh", "stale", "missing"]
     reasons: tuple[str, ...] = ()
     record: Record | None = None
+    unsent: Path | None = None
 
 
 def wanted(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
@@ -127,18 +143,35 @@ class _Look:
         self.instance, self.graph, self.settings = instance, graph, settings
         self._records: dict[Node, Record | None] = {}
         self._contents: dict[Node, dict[str, Any] | None] = {}
+        self._in_store = states_in_store()
 
     def state(self, node: Node) -> State:
         record = self._record(node)
         if record is None:
             return State("missing", (NEVER,))
-        path = stored_path(node.key, node.partition)
-        if not path.exists():
-            return State("missing", (f"its file is gone ({path})",), record)
-        if record.shown.get(FILE_STATE) != file_state(path) and not is_intact(path, record.version):
-            return State("missing", (f"its file was damaged or changed by hand ({path})",), record)
+        if problem := self._file_problem(node, record):
+            return State("missing", (problem,), record)
         reasons = [*self._code_changes(node, record), *self._input_changes(node, record)]
-        return State("stale" if reasons else "fresh", tuple(reasons), record)
+        path = local_path(node.key, node.partition)
+        unsent = path if remote_store() and path not in self._in_store else None
+        return State("stale" if reasons else "fresh", tuple(reasons), record, unsent)
+
+    def _file_problem(self, node: Node, record: Record) -> str | None:
+        """Why a file is not what is on record; None where it is."""
+        if node.key == REPORT and not (page := home.report_folder(node.partition) / "report.html").exists():
+            return f"its page is gone ({page})"
+        path, on_record = local_path(node.key, node.partition), record.shown.get(FILE_STATE)
+        if on_record and self._in_store.get(path) == on_record:
+            return None  # a store behind a URL: no copy is needed to tell
+        try:
+            stored_path(node.key, node.partition)
+        except StoredFileError as error:
+            return str(error)
+        if not path.exists():
+            return f"its file is gone ({stored_at(path)})"
+        if on_record != file_state(path) and not is_intact(path, record.version):
+            return f"its file was damaged or changed by hand ({path})"
+        return None
 
     def _record(self, node: Node) -> Record | None:
         if node not in self._records:

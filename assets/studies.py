@@ -16,7 +16,7 @@ from assets.progress import Progress
 from assets.replicates import REPLICATES, drawn, frame, spread, stored_replicates
 from assets.reporting import sections
 from assets.settings import SUBJECT, overrides_of, partition_of, settings_of
-from assets.stage import Result, stage
+from assets.stage import GPU, Result, stage
 from assets.storage import stored_path
 from assets.training import group_of, inputs_of
 from assets.trials import Outcome, Trial, run, seeds_of, trial_items
@@ -77,7 +77,7 @@ ITEM_MAP = {
 PURITY = {"system": pl.String, "purity": pl.Float64, "silhouette": pl.Float64}
 
 
-@stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS)
+@stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS, pool=GPU)
 def ablations(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """SCALE without each of its parts in turn (Fig. 4a), over all seeds."""
     found = _variants(context, progress, "ablations", ABLATIONS, settings_of(context).evidence.seeds)
@@ -85,7 +85,7 @@ def ablations(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     return Result(table, drawn(sections.ablations(table)))
 
 
-@stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS)
+@stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS, pool=GPU)
 def leak_audit(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """What it is worth to SCALE if user profiles are written from held-out interactions, too."""
     found = _variants(context, progress, "leak audit", HISTORIES, settings_of(context).evidence.seeds)
@@ -93,7 +93,7 @@ def leak_audit(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     return Result(table, drawn(sections.leak_audit(table)))
 
 
-@stage(group="evidence", code=["pipeline.graphs.fusion"], settings=["evidence"], reads=READS)
+@stage(group="evidence", code=["pipeline.graphs.fusion"], settings=["evidence"], reads=READS, pool=GPU)
 def fusion_audit(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """Eq. 6 as an intersection and as a union: edges, isolated nodes, metrics."""
     from pipeline.graphs.fusion import graph_summary
@@ -110,7 +110,7 @@ def fusion_audit(context: dg.AssetExecutionContext, progress: Progress) -> Resul
     return Result(table, drawn(sections.fusion_audit(table)))
 
 
-@stage(group="evidence", code=[], settings=["sensitivity"], reads=READS)
+@stage(group="evidence", code=[], settings=["sensitivity"], reads=READS, pool=GPU)
 def sensitivity(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """How SCALE answers to its settings (Fig. 5): weights, negatives, sparsity of each graph, layers."""
     settings = settings_of(context).evidence
@@ -132,7 +132,7 @@ def sensitivity(context: dg.AssetExecutionContext, progress: Progress) -> Result
     return Result(table, drawn(sections.sensitivity(table)))
 
 
-@stage(group="evidence", code=[], settings=["sensitivity"], reads=READS)
+@stage(group="evidence", code=[], settings=["sensitivity"], reads=READS, pool=GPU)
 def split_study(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """SCALE and LightGCN on splits by chance and by time; empty where interactions have no times."""
     name, seeds = partition_of(context)["dataset"], settings_of(context).evidence.sensitivity_seeds
@@ -155,6 +155,7 @@ def split_study(context: dg.AssetExecutionContext, progress: Progress) -> Result
     settings=["sensitivity"],
     reads=[*REPLICATES, *MULTIMODAL],
     whatever_there_is=True,
+    pool=GPU,
 )
 def modality_study(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """Every multimodal model that has replicates, with texts, with images, with both; empty without images."""

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,11 @@ from pipeline.settings import SettingsError
 if TYPE_CHECKING:
     import optuna
 
+    from model.base import RecData
     from model.training import EpochRecord
 
 POLL_SECONDS = 0.5
+NUMBER = "number"  # which of the sweep's jobs a trial belongs to
 STARTING_TRIALS = 4  # no trial is stopped before so many have come to an end
 
 
@@ -58,7 +60,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to run trials: names, overrides by dotted key, the journal of trials, MLflow's ids."""
+    """What a process needs for trials: names, overrides by dotted key, the journal of trials, MLflow's ids, threads."""
 
     dataset: str
     model: str
@@ -66,6 +68,7 @@ class Job:
     journal: Path
     experiment_id: str
     run_id: str
+    threads: int | None
 
     def settings(self, tried: Mapping[str, Any] | None = None) -> Dataset:
         """The dataset's settings, with those that a trial tries."""
@@ -137,8 +140,9 @@ def sweep(
     tags = {"dataset": dataset_name, "model": model, "sweep": identity}
     run = client().create_run(experiment, run_name=f"{MODELS[model].title} sweep", tags=tags)
     journal = tuned_path(dataset_name, model).with_name(f"{model}-{identity[:12]}.log")
+    threads = workers.threads(settings.sweep.parallel, settings.compute)
     journal.parent.mkdir(parents=True, exist_ok=True)
-    job = Job(dataset_name, model, tuple(overrides.items()), journal, experiment, run.info.run_id)
+    job = Job(dataset_name, model, tuple(overrides.items()), journal, experiment, run.info.run_id, threads)
     study = job.study()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # a process was killed over it
         study.tell(trial.number, state=TrialState.FAIL)
@@ -151,7 +155,8 @@ def sweep(
 
     try:
         done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-        with workers.pool(settings.sweep.parallel) as pool:
+        device = training_config(model, settings).device
+        with workers.pool(settings.sweep.parallel, settings.compute, device) as pool:
             waiting = {pool.submit(_run_trial, job, number) for number in range(done, total)}
             while waiting:
                 report()
@@ -213,28 +218,39 @@ def _sampler(settings: Dataset, number: int) -> "optuna.samplers.BaseSampler":
             return samplers.TPESampler(seed=seed, constant_liar=search.parallel > 1)
 
 
-_data = cache(stored_data)  # once a process
+@lru_cache(maxsize=1)
+def _data(dataset_name: str, model: str, _journal: Path) -> "RecData":
+    """What the trials of a journal read, once a process: those of a cluster outlive a sweep."""
+    return stored_data(dataset_name, model)
 
 
 def _run_trial(job: Job, number: int) -> None:
-    """Draw one trial, train, tell the study and MLflow."""
+    """Draw one trial, train, tell the study and MLflow. What a lost process had drawn for it is trained again."""
+    from optuna.trial import TrialState
+
     from model.training import TrainingError
 
     tracking.connect(f"{job.dataset} sweeps")
     settings = job.settings()
+    trials = job.study()
+    for lost in trials.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if lost.user_attrs.get(NUMBER) == number:
+            trials.tell(lost.number, state=TrialState.FAIL)
+            trials.enqueue_trial(lost.params)
     study = job.study(_sampler(settings, number))
-    study.optimize(lambda trial: _train(job, trial), n_trials=1, catch=(TrainingError,))
+    study.optimize(lambda trial: _train(job, trial, number), n_trials=1, catch=(TrainingError,))
 
 
-def _train(job: Job, trial: "optuna.Trial") -> float:
+def _train(job: Job, trial: "optuna.Trial", number: int) -> float:
     import optuna
 
     from model.training import best_validation
 
+    trial.set_user_attr(NUMBER, number)
     space = search_space(job.model, job.settings())
     tried = {key: _draw(trial, key, choices) for key, choices in space.items()}
     settings = job.settings(tried)
-    config = workers.share(training_config(job.model, settings), settings.sweep.parallel)
+    config = workers.share(training_config(job.model, settings), job.threads)
     tags = {"mlflow.parentRunId": job.run_id, "dataset": job.dataset, "model": job.model}
     with tracking.brief_run(job.experiment_id, f"trial {trial.number}", tried, tags) as run:
 
@@ -247,7 +263,7 @@ def _train(job: Job, trial: "optuna.Trial") -> float:
                 run.status = "KILLED"
                 raise optuna.TrialPruned
 
-        data = _data(job.dataset, job.model)
+        data = _data(job.dataset, job.model, job.journal)
         value = best_validation(build(job.model, data, settings), data, config, on_epoch)
         run.log({f"best_valid_{config.selection_metric}": value})
     return value

@@ -1,30 +1,25 @@
-"""What the command line shows: progress bars, tables, messages."""
+"""What the command line shows: tables and messages; its progress bars are in `bars`."""
 
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import dagster as dg
-import polars as pl
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from assets.nodes import Node
-from assets.progress import Progress
-from assets.refresh import Plan, Report
-from assets.results import Cache
-from assets.staleness import NEVER
-from assets.sweep import Found
+from assets.metrics import METRIC, ranking_metrics
 from model.registry import MODELS
 
+if TYPE_CHECKING:  # a table of results needs no Dagster
+    import polars as pl
+
+    from assets.nodes import Node
+    from assets.refresh import Plan, Report
+    from assets.results import Cache
+    from assets.sweep import Found
+
 console = Console(highlight=False)
-METRICS = ("recall_at_10", "recall_at_20", "ndcg_at_10", "ndcg_at_20")
-HEADINGS = {"recall_at_10": "R@10", "recall_at_20": "R@20", "ndcg_at_10": "N@10", "ndcg_at_20": "N@20"}
-SHOW_AFTER = 0.5  # seconds: a shorter job needs no bar
 SHOWN_STAGES = 12
 SHOWN_TRIALS = 10
 TESTS, SIGNIFICANT = ("t_test", "wilcoxon"), 0.05
@@ -32,55 +27,12 @@ ROW_COUNTS = ("rows_computed", "rows_reused")
 STATE_COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red"}
 
 
-# One terminal, one set of bars; drawn while `with bars:` lasts.
-bars = RichProgress(
-    TextColumn("  {task.description:<24}"),
-    BarColumn(bar_width=24),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-    TextColumn("[dim]{task.fields[detail]}"),
-    console=console,
-    transient=True,
-)
-
-
-class TerminalProgress(Progress):
-    """A progress bar for every job that takes a while."""
-
-    def bar(self, context: dg.AssetExecutionContext, label: str) -> Callable[..., None]:
-        started = time.monotonic()
-        task: Any = None
-
-        def report(done: int, total: int, detail: str = "") -> None:
-            nonlocal task
-            if task is None and time.monotonic() - started >= SHOW_AFTER:
-                task = bars.add_task(label, total=total, detail="")
-            if task is not None:
-                bars.update(task, completed=done, total=total, detail=detail, visible=done < total)
-
-        return report
-
-    def note(self, context: dg.AssetExecutionContext, text: str) -> None:
-        note(text)
-
-
-def trial_bar(model: str) -> Callable[[int, int, str], None]:
-    """A bar for a sweep's trials."""
-    task = bars.add_task(f"trials of {model}", total=None, detail="")
-
-    def report(done: int, total: int, best: str) -> None:
-        bars.update(task, completed=done, total=total, detail=best, visible=done < total)
-
-    return report
-
-
 def note(text: str) -> None:
     """One line of news."""
     console.print(f"  [dim]{escape(text)}[/]")
 
 
-def show_wave(wave: Mapping[Node, str]) -> None:
+def show_wave(wave: "Mapping[Node, str]") -> None:
     """Say what runs now and why, one line a reason."""
     reasons: dict[str, list[str]] = {}
     for node, why in wave.items():
@@ -89,8 +41,10 @@ def show_wave(wave: Mapping[Node, str]) -> None:
         console.print(f"[bold]running[/] {_listed(names)} [dim]({escape(why)})[/]")
 
 
-def show_report(report: Report) -> None:
+def show_report(report: "Report") -> None:
     """What ran and why, what was cut off and why, rows computed and reused, seconds saved."""
+    from assets.staleness import NEVER
+
     not_run = len(report.cut_off) + len(report.untouched)
     total = len(report.ran) + not_run
     if not report.ran:
@@ -120,7 +74,7 @@ def show_report(report: Report) -> None:
     console.print()
 
 
-def status_table(dataset: str, plan: Plan) -> Table:
+def status_table(dataset: str, plan: "Plan") -> Table:
     """Every stage of a dataset: its state and why, rows and age."""
     table = Table(title=dataset, title_justify="left", header_style="bold")
     for name in ("stage", "state", "rows", "age", "why"):
@@ -139,7 +93,7 @@ def status_table(dataset: str, plan: Plan) -> Table:
     return table
 
 
-def trials_table(model: str, found: Found) -> Table:
+def trials_table(model: str, found: "Found") -> Table:
     """The best trials of a sweep, and how many were stopped early."""
     whole = sorted((t for t in found.trials if t["state"] == "complete"), key=lambda t: t["value"], reverse=True)
     stopped = len(found.trials) - len(whole)
@@ -156,7 +110,7 @@ def trials_table(model: str, found: Found) -> Table:
     return table
 
 
-def show_plan(dataset: str, plan: Plan) -> None:
+def show_plan(dataset: str, plan: "Plan") -> None:
     """What a refresh would run, for sure and perhaps."""
     if not plan.surely:
         console.print(f"{dataset}: all {len(plan.states)} stages are up to date\n")
@@ -168,7 +122,7 @@ def show_plan(dataset: str, plan: Plan) -> None:
     console.print()
 
 
-def caches_table(found: Sequence[Cache]) -> Table:
+def caches_table(found: "Sequence[Cache]") -> Table:
     """Row caches: rows, those in use, shards, megabytes, and what the last runs took from them."""
     table = Table(header_style="bold")
     for name in ("dataset", "cache", "rows", "in use", "shards", "MB", "hit rate of the last run"):
@@ -203,33 +157,34 @@ def results_table(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Map
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("run", "seed", "best epoch"):
         table.add_column(name, justify="left" if name == "run" else "right")
-    for name in METRICS:
-        table.add_column(HEADINGS[name], justify="right")
-    best = {name: max((row[name] for row in rows if row.get(name) is not None), default=None) for name in METRICS}
+    metrics = ranking_metrics(name for row in rows for name in row)
+    for name in metrics:
+        table.add_column(_heading(name), justify="right")
+    best = {name: max((row[name] for row in rows if row.get(name) is not None), default=None) for name in metrics}
     for row in rows:
-        cells = [_metric(row.get(name), best[name]) for name in METRICS]
+        cells = [_metric(row.get(name), best[name]) for name in metrics]
         table.add_row(escape(str(row["run"])), str(row.get("seed", "")), str(row.get("best_epoch", "")), *cells)
     if published:
         table.add_section()
         for system, values in published.items():
-            cells = [_metric(values.get(name), None) for name in METRICS]
+            cells = [_metric(values.get(name), None) for name in metrics]
             table.add_row(f"{escape(system)} (published)", "", "", *cells, style="dim")
     return table
 
 
-def comparison_table(dataset: str, found: pl.DataFrame) -> Table:
+def comparison_table(dataset: str, found: "pl.DataFrame") -> Table:
     """Models over several seeds, mean ± sd, the best first."""
     counts = " or ".join(map(str, found["seeds"].unique().sort()))
     title = f"Test metrics on {dataset}, mean ± sd over seeds ({counts})"
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("model", overflow="fold")
-    metrics = [name for name in METRICS if name in found["metric"]]
+    metrics = ranking_metrics(found["metric"])
     for name in metrics:
-        table.add_column(HEADINGS[name], justify="right")
+        table.add_column(_heading(name), justify="right")
     cells = {(row["title"], row["metric"]): row for row in found.iter_rows(named=True)}
-    best = {name: max(found.filter(pl.col("metric") == name)["mean"]) for name in metrics}
+    best = {name: max(found.filter(metric=name)["mean"]) for name in metrics}
     by = "recall_at_20" if "recall_at_20" in metrics else metrics[0]
-    order = found.filter(pl.col("metric") == by).sort("mean", descending=True)
+    order = found.filter(metric=by).sort("mean", descending=True)
     for title in order["title"]:
         shown = []
         for name in metrics:
@@ -242,7 +197,7 @@ def comparison_table(dataset: str, found: pl.DataFrame) -> Table:
 
 def significance_table(model: str, metric: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """One model against others, paired by user."""
-    own = f"{MODELS[model].title}, test {HEADINGS.get(metric, metric)} {rows[0]['mean']:.4f}"
+    own = f"{MODELS[model].title}, test {_heading(metric)} {rows[0]['mean']:.4f}"
     title = f"{own}, against each other model, {rows[0]['users']:,} users"
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("against", "its mean", "difference", "95 % interval", "effect size", "p (t-test)", "p (Wilcoxon)"):
@@ -259,13 +214,19 @@ def significance_table(model: str, metric: str, rows: Sequence[Mapping[str, Any]
     return table
 
 
+def _heading(metric: str) -> str:
+    """`recall_at_20` -> `R@20`."""
+    match = METRIC.fullmatch(metric)
+    return f"{match['kind'][0].upper()}@{match['k']}" if match else metric
+
+
 def _metric(value: float | None, best: float | None) -> str:
     if value is None:
         return "-"
     return f"[bold green]{value:.4f}[/]" if value == best else f"{value:.4f}"
 
 
-def recommendations_table(user: str, history: Sequence[str], recommended: pl.DataFrame) -> Table:
+def recommendations_table(user: str, history: Sequence[str], recommended: "pl.DataFrame") -> Table:
     """One user's recommendations with their reasons, under a line of what the user has."""
     shown = "; ".join(history[:5]) + (f"; and {len(history) - 5} more" if len(history) > 5 else "")
     table = Table(
@@ -281,9 +242,3 @@ def recommendations_table(user: str, history: Sequence[str], recommended: pl.Dat
         title = escape(row["title"] or "-")
         table.add_row(str(row["rank"]), escape(row["item_raw_id"]), title, f"{row['score']:.3f}", reasons)
     return table
-
-
-def fail(message: str) -> None:
-    """Say what went wrong, and leave."""
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}")
-    sys.exit(1)

@@ -4,10 +4,10 @@ import json
 import logging
 import os
 import resource
+import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,32 +16,75 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from assets import home, plots
+from assets import home, parcels, plots
+from assets.parcels import Measured
+from model.registry import MODELS
 from pipeline import parquet
 
 if TYPE_CHECKING:
     from model.training import EpochRecord, TrainingResult
 
+logger = logging.getLogger(__name__)
+
+TEST = "test_"  # before a metric's name: of the test split
 FLUSH_SECONDS = 5.0
+RETRY_SECONDS = 60.0  # after MLflow has not answered: each try holds up the training for some seconds
 PARAMETER_LENGTH = 6000  # MLflow's own limit
+ENVIRONMENT = {  # of MLflow's client, unless it is set already
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # by default a call to a server that is gone takes four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be reached; the message says where it was looked for, and what to do."""
 
 
 def connect(experiment: str) -> str:
     """Point MLflow at its store, make the experiment if it is new, give its id."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its news of database tables is none of the user's
     uri = home.tracking_uri()
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
-    known = mlflow.get_experiment_by_name(experiment)
+    try:
+        known = mlflow.get_experiment_by_name(experiment)
+    except MlflowException as error:
+        raise TrackingError(
+            f"MLflow at {uri} does not answer ({error}); start it, or unset MLFLOW_TRACKING_URI to keep runs in "
+            f"{home.home() / 'mlflow'}"
+        ) from error
+    parcels.deliver_waiting()
     if known is not None:
         return str(known.experiment_id)
     artifacts = home.home() / "mlflow" / "artifacts" / experiment
     location = artifacts.as_uri() if uri.startswith("sqlite:///") else None
     return str(mlflow.create_experiment(experiment, artifact_location=location))
+
+
+def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:
+    """Finished MLflow runs of a dataset, newest first."""
+    import mlflow
+
+    experiment = connect(dataset)
+    runs = mlflow.MlflowClient().search_runs(
+        [experiment], filter_string="attributes.status = 'FINISHED'", max_results=limit
+    )
+    rows = []
+    for found in runs:
+        metrics = {name.removeprefix(TEST): value for name, value in found.data.metrics.items()}
+        seed = found.data.params.get("training.seed", "")
+        model = found.data.tags.get("model")
+        title = MODELS[model].title if model in MODELS else found.info.run_name
+        epoch = int(metrics.get("best_epoch", 0))
+        rows.append({**metrics, "run": f"{title} {found.info.run_id[:8]}", "seed": seed, "best_epoch": epoch})
+    return rows
 
 
 def git_commit() -> str:
@@ -94,8 +137,8 @@ class TrainingRun:
         self._mlflow = mlflow
         self._resume_file = resume_file
         self._model = tags["model"]
-        self._pending: list[tuple[str, float, int]] = []
-        self._flushed = time.monotonic()
+        self._pending: list[Measured] = []
+        self._next_flush = time.monotonic() + FLUSH_SECONDS
         self.experiment_id = connect(experiment)
         self.run_id = self._unfinished(fingerprint) or ""
         self._logged = self._last_epoch() if self.run_id else 0
@@ -130,68 +173,67 @@ class TrainingRun:
         values = {f"loss_{term}": value for term, value in record.losses.items()}
         values |= {"epoch_seconds": record.seconds, "evaluation_seconds": record.evaluation_seconds}
         values |= {f"valid_{name}": value for name, value in (record.validation or {}).items()}
-        self._pending += [(name, value, record.epoch) for name, value in values.items()]
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+        self._pending += _measured(values, record.epoch)
+        if time.monotonic() > self._next_flush:
             self._flush()
 
     def _flush(self) -> None:
-        _log_metrics(self.run_id, self._pending)
-        self._pending.clear()
-        self._flushed = time.monotonic()
+        """Send what has come together. Where MLflow does not answer, it waits: no training stops for that."""
+        try:
+            parcels.log_metrics(self.run_id, self._pending)
+        except (self._mlflow.MlflowException, OSError) as error:
+            logger.warning("MLflow does not take this run's metrics (%s); the training goes on, they are kept", error)
+            self._next_flush = time.monotonic() + RETRY_SECONDS
+        else:
+            self._pending.clear()
+            self._next_flush = time.monotonic() + FLUSH_SECONDS
 
     def finish(self, result: "TrainingResult", weights: Mapping[str, np.ndarray], ids: "Ids") -> None:
         """Log test metrics, cost, curves and the model, and close the run."""
-        self._flush()
-        final = {f"test_{name}": value for name, value in result.test.means.items()}
+        final = {f"{TEST}{name}": value for name, value in result.test.means.items()}
         final |= {f"best_valid_{name}": value for name, value in result.validation.items()}
         final |= {
             "best_epoch": result.best_epoch,
             "training_seconds": sum(record.seconds for record in result.history),
             "process_peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
-        with self._mlflow.start_run(run_id=self.run_id):
-            self._mlflow.log_metrics(final)
-            self._log_curves(result)
-            self._log_model(result, weights, ids)
+        with parcels.parcel(self.run_id, "FINISHED", [*self._pending, *_measured(final)]) as packing:
+            _draw_curves(result, packing / parcels.ARTIFACTS / "curves")
+            _save_model(
+                result, weights, ids, parcels.add_model(packing, self._model, ids.users["raw_id"].head(2).to_list())
+            )
         self._resume_file.unlink(missing_ok=True)
 
     def fail(self) -> None:
         """Mark the run as failed; it can still be taken up again."""
-        self._flush()
-        self._mlflow.MlflowClient().set_terminated(self.run_id, status="FAILED")
+        with parcels.parcel(self.run_id, "FAILED", self._pending):
+            pass
 
-    def _log_curves(self, result: "TrainingResult") -> None:
-        history = result.history
-        losses = {term: [(record.epoch, record.losses[term]) for record in history] for term in history[0].losses}
-        metrics = {
-            name: [(record.epoch, record.validation[name]) for record in history if record.validation]
-            for name in result.validation
-        }
-        self._mlflow.log_figure(plots.curves(losses, "Training loss by term", result.best_epoch), "curves/loss.png")
-        self._mlflow.log_figure(plots.curves(metrics, "Validation metrics", result.best_epoch), "curves/validation.png")
 
-    def _log_model(self, result: "TrainingResult", weights: Mapping[str, np.ndarray], ids: "Ids") -> None:
-        import mlflow.pyfunc
-        import pandas as pd
-        from safetensors.numpy import save_file
+def _draw_curves(result: "TrainingResult", folder: Path) -> None:
+    history = result.history
+    losses = {term: [(record.epoch, record.losses[term]) for record in history] for term in history[0].losses}
+    metrics = {
+        name: [(record.epoch, record.validation[name]) for record in history if record.validation]
+        for name in result.validation
+    }
+    folder.mkdir()
+    for name, title, series in (
+        ("loss", "Training loss by term", losses),
+        ("validation", "Validation metrics", metrics),
+    ):
+        (folder / f"{name}.png").write_bytes(plots.png(plots.curves(series, title, result.best_epoch)))
 
-        with tempfile.TemporaryDirectory(dir=home.home()) as folder:
-            files = {
-                name: str(Path(folder) / name) for name in ("embeddings", "weights", "user_ids", "item_ids", "seen")
-            }
-            save_file({"users": result.user_embeddings, "items": result.item_embeddings}, files["embeddings"])
-            save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, files["weights"])
-            parquet.write_table(ids.users.select("raw_id"), Path(files["user_ids"]))
-            parquet.write_table(ids.items.select("raw_id"), Path(files["item_ids"]))
-            parquet.write_table(ids.seen, Path(files["seen"]))
-            mlflow.pyfunc.log_model(
-                name=self._model,
-                python_model=str(Path(__file__).with_name("served_model.py")),
-                artifacts=files,
-                signature=_signature(),
-                input_example=(pd.DataFrame({"user": ids.users["raw_id"].head(2).to_list()}), {"k": 5}),
-                pip_requirements=["mlflow", "numpy", "pandas", "pyarrow", "safetensors"],
-            )
+
+def _save_model(result: "TrainingResult", weights: Mapping[str, np.ndarray], ids: "Ids", folder: Path) -> None:
+    """The files that `served_model` reads."""
+    from safetensors.numpy import save_file
+
+    save_file({"users": result.user_embeddings, "items": result.item_embeddings}, folder / "embeddings")
+    save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, folder / "weights")
+    parquet.write_table(ids.users.select("raw_id"), folder / "user_ids")
+    parquet.write_table(ids.items.select("raw_id"), folder / "item_ids")
+    parquet.write_table(ids.seen, folder / "seen")
 
 
 @dataclass
@@ -202,15 +244,18 @@ class BriefRun:
     ----------
     status
         MLflow's, once it has ended without an error of its own.
+    files
+        A folder to log.
     """
 
     run_id: str
     status: str = "FINISHED"
-    pending: list[tuple[str, float, int]] = field(default_factory=list)
+    files: Path | None = None
+    pending: list[Measured] = field(default_factory=list)
 
     def log(self, values: Mapping[str, float], step: int = 0) -> None:
         """Keep metrics of an epoch, or of the whole run; they are written at its end."""
-        self.pending += [(name, value, step) for name, value in values.items()]
+        self.pending += _measured(values, step)
 
 
 @contextmanager
@@ -229,16 +274,15 @@ def brief_run(
         run.status = "FAILED" if run.status == "FINISHED" else run.status
         raise
     finally:
-        _log_metrics(run.run_id, run.pending)
-        client.set_terminated(run.run_id, status=run.status)
+        with parcels.parcel(run.run_id, run.status, run.pending) as packing:
+            if run.files is not None:
+                shutil.copytree(run.files, packing / parcels.ARTIFACTS, dirs_exist_ok=True)
 
 
 def log_folder(experiment: str, name: str, folder: Path) -> None:
     """Log a folder's files as a run of their own."""
-    import mlflow
-
     with brief_run(connect(experiment), name, {}, {}) as run:
-        mlflow.MlflowClient().log_artifacts(run.run_id, str(folder))
+        run.files = folder
 
 
 def _log_parameters(run_id: str, flat: Mapping[str, Any]) -> None:
@@ -249,31 +293,10 @@ def _log_parameters(run_id: str, flat: Mapping[str, Any]) -> None:
         mlflow.log_params(dict(texts[start : start + 100]), run_id=run_id)
 
 
-def _log_metrics(run_id: str, values: Sequence[tuple[str, float, int]]) -> None:
-    import mlflow
-    from mlflow.entities import Metric
-
+def _measured(values: Mapping[str, float], step: int = 0) -> list[Measured]:
+    """Values of an epoch, or of a whole run, as of now."""
     now = int(time.time() * 1000)
-    metrics = [Metric(name, value, now, step) for name, value, step in values]
-    for start in range(0, len(metrics), 1000):  # MLflow takes 1,000 metrics at a time
-        mlflow.MlflowClient().log_batch(run_id, metrics=metrics[start : start + 1000])
-
-
-def _signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    answer = [
-        ColSpec(DataType.string, "user"),
-        ColSpec(DataType.long, "rank"),
-        ColSpec(DataType.string, "item"),
-        ColSpec(DataType.float, "score"),
-    ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "user")]),
-        outputs=Schema(answer),
-        params=ParamSchema([ParamSpec("k", DataType.long, 20)]),
-    )
+    return [Measured(name, value, now, step) for name, value in values.items()]
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

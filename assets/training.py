@@ -17,7 +17,7 @@ from assets import home, tracking
 from assets.partitions import by_dataset_and_model
 from assets.progress import Progress
 from assets.settings import Dataset, model_config, partition_of, settings_of, training_config
-from assets.stage import Check, Result, check_specs, publish, takes
+from assets.stage import GPU, Check, Result, check_specs, publish, takes
 from assets.storage import read, stored_path
 from assets.versions import code_of, lineage, model_content, settings_key
 from model.registry import MODELS
@@ -26,7 +26,7 @@ from pipeline import fingerprint
 if TYPE_CHECKING:
     from model.base import RecData, Recommender
     from model.metrics import Evaluation
-    from model.training import TrainingResult
+    from model.training import EpochRecord, TrainingResult
 
 INPUTS: dict[str, dict[str, type]] = {
     "interactions": {"users": pl.DataFrame, "items": pl.DataFrame, "interactions": pl.DataFrame},
@@ -116,6 +116,7 @@ def training_asset(group: ModelGroup) -> dg.AssetsDefinition:
         partitions_def=group.partitions,
         check_specs=check_specs([*group.key("trained_model").path], CHECKS),
         group_name="models",
+        pool=GPU,
     )(takes(training, {"context": dg.AssetExecutionContext, "progress": Progress, **inputs}))
 
 
@@ -154,10 +155,13 @@ def _train(
         fingerprint=identity,
     )
     bar = progress.bar(context, f"training {MODELS[name].title}")
+    best = 0.0
 
-    def on_epoch(record: Any) -> None:
+    def on_epoch(record: "EpochRecord") -> None:
+        nonlocal best
         run.epoch(record)
-        bar(record.epoch, config.epochs)
+        best = max(best, (record.validation or {}).get(config.selection_metric, 0.0))
+        bar(record.epoch, config.epochs, f"best validation {config.selection_metric} {best:.4f}")
 
     try:
         result = train(model, data, config, on_epoch=on_epoch, checkpoint=checkpoint, fingerprint=identity)

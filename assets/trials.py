@@ -6,7 +6,7 @@ So one that was done is never done again, whichever table asks for it, and an ed
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from assets.training import build, evaluation_of, group_of, inputs_of, logged_se
 from assets.variants import Stored
 from assets.versions import model_content, modules_version
 from pipeline import fingerprint, parquet
+from pipeline.settings import ComputeSettings
 
 if TYPE_CHECKING:
     from model.base import RecData
@@ -145,14 +146,16 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
         done += 1
         progress(done, total, f"{trial.label}, seed {trial.seed}")
 
-    if parallel == 1:
+    where = trials[0].settings.compute if todo else ComputeSettings(kind="local")
+    threads = workers.threads(parallel, where)
+    if parallel == 1 and where.kind == "local":
         for trial in todo.values():
-            _train(trial, parallel)
+            _train(trial, threads)
             advance(trial)
     elif todo:
-        waiting: dict[Future[None], Trial] = {
-            _pool(parallel, home.home()).submit(_train, trial, parallel): trial for trial in todo.values()
-        }
+        device = training_config(trials[0].model, trials[0].settings).device
+        pool = _pool(parallel, where, device, home.home())
+        waiting: dict[Future[None], Trial] = {pool.submit(_train, trial, threads): trial for trial in todo.values()}
         try:
             for finished in as_completed(waiting):
                 finished.result()
@@ -165,9 +168,9 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
 
 
 @cache
-def _pool(parallel: int, _home: Path) -> ProcessPoolExecutor:
+def _pool(parallel: int, where: ComputeSettings, device: str, _home: Path) -> Executor:
     """Processes for all trials of this process under one home folder: each takes seconds to start."""
-    return workers.pool(parallel)
+    return workers.pool(parallel, where, device)
 
 
 def _folder(name: str, identity: str) -> Path:
@@ -183,13 +186,13 @@ def _experiment(name: str) -> str:
     return f"{name} evidence"
 
 
-def _train(trial: Trial, parallel: int) -> None:
+def _train(trial: Trial, threads: int | None) -> None:
     """Train, measure test once, keep metrics, lists and item embeddings; the record comes last."""
     from model.metrics import recommend
     from model.training import train
 
     settings = trial.settings
-    config = workers.share(training_config(trial.model, settings), parallel)
+    config = workers.share(training_config(trial.model, settings), threads)
     data = _data(trial.dataset, trial.model, tuple((name, each.path) for name, each in trial.inputs.items()))
     model = build(trial.model, data, settings)
     checkpoint = home.home() / "checkpoints" / trial.dataset / f"trial-{trial.identity}.safetensors"

@@ -17,7 +17,7 @@ from assets import home
 from assets.nodes import Node, parents
 from assets.settings import OVERRIDES_TAG, VARIANT_TAG, Dataset, dataset
 from assets.stage import StageError, failure
-from assets.storage import read, stored_path, write
+from assets.storage import local_path, read, stored_path, write
 from assets.versions import SETTINGS, latest, settings_content
 from pipeline import fingerprint, parquet
 
@@ -38,7 +38,7 @@ def stored(instance: dg.DagsterInstance, name: str, assets: Iterable[str]) -> di
     StageError
         One of them has not been made yet.
     """
-    return {asset: _own(instance, name, dg.AssetKey(asset)) for asset in assets}
+    return {asset: _here(name, key, _own(instance, name, key)) for asset in assets for key in [dg.AssetKey(asset)]}
 
 
 def varied(
@@ -87,11 +87,12 @@ def varied(
         folder = home.variants_folder(name)
         paths = {mate: folder.joinpath(*mate.path, f"{identity}.parquet") for mate in together}
         if not all(path.exists() for path in paths.values()):
-            _run(name, overrides, paths, {parent: result.path for parent, result in read_here.items()})
+            read_from = {parent: _here(name, parent, result).path for parent, result in read_here.items()}
+            _run(name, overrides, paths, read_from)
         made = {mate: Stored(path, parquet.stored_version(path)) for mate, path in paths.items()}
         # The same content as the dataset's own: what stands on it need not run.
         found |= {mate: own[mate] if own[mate].version == result.version else result for mate, result in made.items()}
-    return {asset: found[dg.AssetKey(asset)] for asset in assets}
+    return {asset: _here(name, key, found[key]) for asset in assets for key in [dg.AssetKey(asset)]}
 
 
 def _contents(settings: Dataset) -> dict[str, dict[str, Any]]:
@@ -114,7 +115,13 @@ def _own(instance: dg.DagsterInstance, name: str, key: dg.AssetKey) -> Stored:
     record = latest(instance, key, name)
     if record is None or record.version is None:
         raise StageError(f"{key.to_user_string()} has not been made for {name} yet; start with: scale report -d {name}")
-    return Stored(stored_path(key, name), record.version)
+    return Stored(local_path(key, name), record.version)
+
+
+def _here(name: str, key: dg.AssetKey, result: Stored) -> Stored:
+    """A result whose file can be read: one of the dataset's own is fetched from a store behind a URL."""
+    own = result.path == local_path(key, name)
+    return Stored(stored_path(key, name), result.version) if own else result
 
 
 def _run(

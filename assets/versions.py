@@ -27,8 +27,16 @@ CONTENT = "content"
 CODE = "code"
 INPUTS = "inputs"
 
-# Settings count by value, a model by its own file, and storage and hashing do not change what is stored.
-NOT_COUNTED = {"pipeline.settings", "pipeline.parquet", "pipeline.fingerprint", "pipeline.row_cache", "model.registry"}
+# Settings count by value, a model by its own file, and storage, hashing and where work is done do not change what is
+# stored.
+NOT_COUNTED = {
+    "pipeline.settings",
+    "pipeline.compute",
+    "pipeline.parquet",
+    "pipeline.fingerprint",
+    "pipeline.row_cache",
+    "model.registry",
+}
 
 
 # ---------------------------------------------------------------------------------------------------- code
@@ -143,13 +151,20 @@ def _own_code(module: str, function: str) -> dict[str, str]:
             if source.startswith("assets.") and source not in PLUMBING:
                 waiting.append((source, name))
             continue
-        if not isinstance(definition, ast.Assign):
-            definition.decorator_list = []  # they say how it is shown, not what it computes
-        found[f"{module}.{name}"] = fingerprint.code_version(ast.unparse(definition))
-        inputs = {node.arg for node in ast.walk(definition) if isinstance(node, ast.arg)}
-        names = {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}
-        waiting += [(module, name) for name in names - inputs]
+        found[f"{module}.{name}"], names = _definition(module, name)
+        waiting += [(module, name) for name in names]
     return found
+
+
+@cache
+def _definition(module: str, name: str) -> tuple[str, frozenset[str]]:
+    """Version of what a module defines under a name, and the names that it uses."""
+    definition = _definitions(module)[name]
+    if not isinstance(definition, ast.Assign | ast.ImportFrom):
+        definition.decorator_list = []  # they say how it is shown, not what it computes
+    inputs = {node.arg for node in ast.walk(definition) if isinstance(node, ast.arg)}
+    names = {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}
+    return fingerprint.code_version(ast.unparse(definition)), frozenset(names - inputs)
 
 
 @cache

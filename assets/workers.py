@@ -5,23 +5,45 @@ import os
 import resource
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from assets import home
 from model.config import TrainingConfig
+from pipeline.compute import cluster
+from pipeline.settings import ComputeSettings
 
 
-def pool(processes: int) -> ProcessPoolExecutor:
-    """Fresh processes, which end when this one does, however it ends."""
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent)
+def pool(parallel: int, settings: ComputeSettings, device: str) -> Executor:
+    """Processes for so many trainings at a time, which end when this one does, however it ends.
+
+    Parameters
+    ----------
+    device
+        Of the trainings: on a cluster with GPUs each has one, unless it is `cpu`.
+    """
+    where = cluster(settings)
+    if where is None:
+        return ProcessPoolExecutor(parallel, multiprocessing.get_context("spawn"), _end_with_parent)
+    sent = {name: value for name, value in os.environ.items() if name.startswith("SCALE_")}
+    sent |= {"SCALE_HOME": str(home.home()), "MLFLOW_TRACKING_URI": home.tracking_uri()}  # also where they are defaults
+    return where.pool(parallel, sent, device != "cpu")
 
 
-def share(config: TrainingConfig, parallel: int) -> TrainingConfig:
-    """The settings of one of several trainings at a time: each takes its part of the cores."""
-    if parallel == 1 or config.threads is not None:
+def threads(parallel: int, settings: ComputeSettings) -> int | None:
+    """Cores for one of so many trainings at a time; None for one that is alone on this machine."""
+    where = cluster(settings)
+    if where is not None:
+        return where.share(parallel)
+    return None if parallel == 1 else max(1, (os.cpu_count() or 1) // parallel)
+
+
+def share(config: TrainingConfig, threads: int | None) -> TrainingConfig:
+    """The settings of a training that has so many cores, unless it names a number of its own."""
+    if threads is None or config.threads is not None:
         return config
-    return config.model_copy(update={"threads": max(1, (os.cpu_count() or 1) // parallel)})
+    return config.model_copy(update={"threads": threads})
 
 
 def peak_memory() -> Callable[[], float]:

@@ -1,5 +1,6 @@
 """Full-ranking evaluation: Recall@k and NDCG@k over all items, training items masked (ALGORITHM 9)."""
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from model import compiled
+
+logger = logging.getLogger(__name__)
 
 # Users scored at a time: 64 x 7,050 scores are 1.8 MB, which are still in a cache when they are read.
 BLOCK = 64
@@ -141,11 +144,22 @@ def _top_items(scores: Scores, train: csr_array, users: np.ndarray, k: int, devi
     """The k best unmasked items of each of `users`, (U, k) int64; ties go to the lower id, -1 fills up.
 
     On a CPU every thread takes a block of users at a time, alone from scores to items. Threads that shared each block
-    would wait for one another twice a block, and for long where other processes keep the machine busy.
+    would wait for one another twice a block, and for long where other processes keep the machine busy. A block for
+    which there is no memory is halved.
     """
 
     def best(part: np.ndarray) -> np.ndarray:
-        return _top_items_of_block(scores, train, part, k, device)
+        try:
+            return _top_items_of_block(scores, train, part, k, device)
+        except (MemoryError, torch.OutOfMemoryError):
+            if len(part) == 1:
+                raise MemoryError(
+                    f"no memory for one user's scores of {train.shape[1]:,} items: free memory on this machine or its "
+                    "GPU, or train on a larger one"
+                ) from None
+        # Outside of the handler: until it ends, the error holds on to all that the failed attempt had allocated.
+        logger.warning("no memory to score %d users at once: half as many are; the result is the same", len(part))
+        return np.concatenate([best(half) for half in np.array_split(part, 2)])
 
     on_cpu = torch.device(device).type == "cpu"
     first, *rest = np.array_split(users, max(1, -(-len(users) // (BLOCK if on_cpu else GPU_BLOCK))))

@@ -67,9 +67,11 @@ def build_interactions(reviews: pl.LazyFrame, items: pl.LazyFrame, settings: Int
     counts["outside_core"] = int((~core).sum())
     pairs = pairs.filter(core)
     if pairs.is_empty():
+        below = counts.get("below_min_rating", 0)
         raise InteractionError(
-            f"no interactions are left of {counts['reviews']} reviews ({counts['pairs']} pairs): lower "
-            f"interactions.core (now {settings.core}) or interactions.min_rating (now {settings.min_rating})"
+            f"no interactions are left of {counts['reviews']} reviews ({counts['pairs']} pairs), {below} for having a "
+            f"lower rating or none: lower interactions.core (now {settings.core}) or interactions.min_rating (now "
+            f"{settings.min_rating}; null takes those without a rating, too)"
         )
     users, user_codes = _contiguous(_identifiers(reviews, "user"), pairs["user"], "user")
     item_ids, item_codes = _contiguous(_identifiers(reviews, "item"), pairs["item"], "item")

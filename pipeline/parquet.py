@@ -2,7 +2,8 @@
 
 A table keeps its columns. An embedding matrix is one `fixed_size_list<float32>` column. A graph is an edge list
 (`row`, `column`), its shape in the file's metadata. Every write goes to a temporary name in the same folder and is
-renamed, so a file that exists is whole.
+renamed, so a file that exists is whole. A checksum of all its bytes tells whether it still is when it is read: those of
+Parquet itself leave out the footer, and a bit of that can turn into other rows.
 """
 
 import json
@@ -11,9 +12,11 @@ import platform
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -25,6 +28,8 @@ from pipeline import fingerprint
 from pipeline.graphs.csr import edges, from_edges
 
 SHAPE = b"scale.shape"
+SEAL = b"SCRC"
+REMEDY = "its stage is run again by the next `scale run` or `scale refresh`"
 COMPRESSION = "zstd"
 _ABANDONED_SECONDS = 3600
 _PACKED_BYTES, _UNPACKED_BYTES = 2**26, 2**23  # of a matrix at a time, when it is written and when it is read
@@ -113,6 +118,55 @@ def write_table(table: pl.DataFrame | pa.Table, path: Path, group_rows: int | No
     arrow = table if isinstance(table, pa.Table) else table.to_arrow(compat_level=pl.CompatLevel.oldest())
     with atomic_path(path) as temporary:
         pq.write_table(arrow, temporary, compression=COMPRESSION, write_page_checksum=True, row_group_size=group_rows)
+        seal(temporary)
+
+
+def seal(path: Path) -> None:
+    """Put a checksum of a finished file before its footer, where no reader of Parquet looks for anything."""
+    with path.open("r+b") as file:
+        start, footer = _footer(file)
+        checksum = zlib.crc32(footer, _checksum(file, start))
+        file.seek(start)
+        file.write(SEAL + checksum.to_bytes(4, "little") + footer)
+
+
+def verify(path: Path) -> None:
+    """Hold a file to its checksum, if it has one.
+
+    Raises
+    ------
+    StoredFileError
+        If they do not agree, or the file does not end as Parquet does.
+    """
+    with path.open("rb") as file:
+        start, footer = _footer(file)
+        start -= len(SEAL) + 4
+        file.seek(max(start, 0))
+        if file.read(len(SEAL)) != SEAL:
+            return
+        expected = int.from_bytes(file.read(4), "little")
+        if zlib.crc32(footer, _checksum(file, start)) != expected:
+            raise StoredFileError(f"{path}: its checksum is wrong, so it is damaged; {REMEDY}")
+
+
+def _footer(file: BinaryIO) -> tuple[int, bytes]:
+    """Where the footer of a Parquet file begins, and all from there on: metadata, their length, `PAR1`."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 8, 0))
+    start = size - 8 - int.from_bytes(file.read(4), "little")
+    if start < 4:
+        raise StoredFileError(f"{file.name}: ends too early for a Parquet file; {REMEDY}")
+    file.seek(start)
+    return start, file.read()
+
+
+def _checksum(file: BinaryIO, end: int) -> int:
+    """Of the bytes before `end`."""
+    file.seek(0)
+    checksum, left = 0, end
+    while left > 0 and (piece := file.read(min(left, _PACKED_BYTES // 64))):
+        checksum, left = zlib.crc32(piece, checksum), left - len(piece)
+    return checksum
 
 
 def write_array(vectors: np.ndarray, path: Path) -> None:
@@ -132,21 +186,32 @@ def write_graph(graph: csr_array, path: Path) -> None:
 
 def read_table(path: Path) -> pl.DataFrame:
     """Read a table."""
-    return pl.from_arrow(_read(path))  # type: ignore[return-value]
+    with _opened(path) as file:
+        # polars takes all text for UTF-8, and ends the process where it is not.
+        table = file.read().replace_schema_metadata()
+        table.validate(full=True)
+    return pl.from_arrow(table)  # type: ignore[return-value]
 
 
 def read_array(path: Path) -> np.ndarray:
     """Read an (n, d) float32 matrix, a piece at a time: little is held besides the matrix itself."""
     with _opened(path) as file:
-        shape = _shape(file.schema_arrow, path)
-        vectors = np.empty(shape, np.float32)
-        if vectors.size:
-            done = 0
-            for batch in file.iter_batches(_rows(_UNPACKED_BYTES, shape[1]), columns=["vector"]):
-                vectors[done : done + len(batch)] = batch.column(0).flatten().to_numpy().reshape(-1, shape[1])
-                done += len(batch)
-            if done != shape[0]:
-                raise StoredFileError(f"{path}: holds {done} of {shape[0]} rows; delete it and run its stage again")
+        return _array(file, path)
+
+
+def _array(file: pq.ParquetFile, path: Path) -> np.ndarray:
+    shape = _shape(file.schema_arrow, path)
+    kind, rows = file.schema_arrow.field("vector").type, file.metadata.num_rows
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise StoredFileError(f"{path}: its vectors are {kind}, not lists of float32; {REMEDY}")
+    if 0 not in shape and (rows, kind.list_size) != shape:
+        raise StoredFileError(f"{path}: holds {rows} of {shape[0]} rows, {kind.list_size} wide; {REMEDY}")
+    vectors = np.empty(shape, np.float32)
+    if vectors.size:
+        done = 0
+        for batch in file.iter_batches(_rows(_UNPACKED_BYTES, shape[1]), columns=["vector"]):
+            vectors[done : done + len(batch)] = batch.column(0).flatten().to_numpy().reshape(-1, shape[1])
+            done += len(batch)
     return vectors
 
 
@@ -156,23 +221,23 @@ def _rows(size: int, width: int) -> int:
 
 def read_graph(path: Path) -> csr_array:
     """Read a binary graph: data 1.0 (float32), sorted indices."""
-    table = _read(path)
-    shape = _shape(table.schema, path)
-    rows, columns = (table.column(name).to_numpy() for name in ("row", "column"))
-    try:
-        return from_edges(rows, columns, shape)
-    except ValueError as error:
-        raise StoredFileError(f"{path}: {error}; delete it and run its stage again") from error
+    with _opened(path) as file:
+        return _graph(file, path)
+
+
+def _graph(file: pq.ParquetFile, path: Path) -> csr_array:
+    shape, table = _shape(file.schema_arrow, path), file.read()
+    return from_edges(table.column("row").to_numpy(), table.column("column").to_numpy(), shape)
 
 
 def stored_version(path: Path) -> str:
     """Data version of what a stored file holds, read whole: equal to that of the value that was written."""
-    schema = pq.read_schema(path)
-    if SHAPE not in (schema.metadata or {}):
-        return fingerprint.file_version(path)
-    if schema.names == ["vector"]:
-        return fingerprint.array_version(read_array(path))
-    return fingerprint.graph_version(read_graph(path))
+    with _opened(path) as file:
+        if SHAPE not in (file.schema_arrow.metadata or {}):
+            return fingerprint.file_version(path)
+        if file.schema_arrow.names == ["vector"]:
+            return fingerprint.array_version(_array(file, path))
+        return fingerprint.graph_version(_graph(file, path))
 
 
 def _with_shape(table: pa.Table, shape: tuple[int, ...]) -> pa.Table:
@@ -183,13 +248,8 @@ def _shape(schema: pa.Schema, path: Path) -> tuple[int, int]:
     metadata = schema.metadata or {}
     if SHAPE not in metadata:
         raise StoredFileError(f"{path}: holds a plain table, not an embedding matrix or a graph")
-    rows, columns = json.loads(metadata[SHAPE])
+    rows, columns = map(int, json.loads(metadata[SHAPE]))
     return rows, columns
-
-
-def _read(path: Path) -> pa.Table:
-    with _opened(path) as file:
-        return file.read()
 
 
 @contextmanager
@@ -198,11 +258,12 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
     It is not buffered ahead: that would hold the whole file.
     """
+    verify(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
             yield file
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FileNotFoundError | MemoryError | StoredFileError):
             raise
-        message = f"{path}: cannot be read as Parquet ({error}); delete it and run its stage again"
+        message = f"{path}: cannot be read as Parquet ({error}); {REMEDY}"
         raise StoredFileError(message) from error

@@ -180,7 +180,10 @@ class ChatModelSettings(Closed):
 class OpenAISettings(Closed):
     """How an OpenAI-compatible server is reached, a `vllm serve` among them."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
+    base_url: str = Field(
+        default_factory=lambda: os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
+        description="Default: the environment variable OPENAI_BASE_URL, or this machine's port 8000.",
+    )
     api_key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key, if any.")
     concurrency: int = Field(16, ge=1, description="Requests in flight.")
     timeout_seconds: float = Field(120, gt=0)
@@ -303,6 +306,27 @@ class ResourceSettings(Closed):
     )
 
 
+class ComputeSettings(Closed):
+    """Where stages do their work; never part of a version. `compute: ray` is short for `compute: {kind: ray}`."""
+
+    kind: Literal["local", "ray"] = Field("local", description="`local`: in this process; `ray`: on a Ray cluster.")
+    address: str | None = Field(
+        default_factory=lambda: os.environ.get("RAY_ADDRESS") or None,
+        description="HOST:PORT of a Ray cluster of which this machine is a node. Default: the environment variable "
+        "RAY_ADDRESS, or a cluster that is started on this machine.",
+    )
+    actors: int | None = Field(
+        None,
+        ge=1,
+        description="Encoders, or vLLM engines, at a time. Default: as many as the cluster has GPUs for, else cores.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_kind(cls, values: Any) -> Any:
+        return {"kind": values} if isinstance(values, str) else values
+
+
 # ----------------------------------------------------------------------------------------------- a dataset
 
 
@@ -321,6 +345,7 @@ class DatasetSettings(Closed):
     index: IndexSettings = IndexSettings()
     fusion: FusionSettings = FusionSettings()
     resources: ResourceSettings = ResourceSettings()
+    compute: ComputeSettings = Field(default_factory=ComputeSettings)
     published: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="Published test metrics, by system: shown beside ours, never computed with."
     )
@@ -362,14 +387,14 @@ def load_settings(path: Path, model: type[Model], overrides: Mapping[str, Any] |
         Names the file, each wrong key or value, and the nearest right key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = _from_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected settings as `key: value` lines, found {type(content).__name__}")
     for key, value in (overrides or {}).items():
         _set(content, key.split("."), value, f"override {key}")
-    return validate(model, _resolve_paths(content, path.parent.resolve()), str(path))
+    return validate(model, _resolve_paths(content, path), str(path))
 
 
 def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
@@ -387,9 +412,29 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not separator or not key.strip():
         raise SettingsError(f"--set {text}: write it as KEY=VALUE, for example training.epochs=50")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key.strip(), _from_yaml(value)
+    except ValueError as error:
         raise SettingsError(f"--set {text}: the value is not valid YAML: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them unfold to more than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            place = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias (`*`) is not read; write its value out", place)
+        return super().compose_node(parent, index)
+
+
+def _from_yaml(text: str) -> Any:
+    """What a YAML text holds; `ValueError` says why it cannot be told."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except Exception as error:  # a date, number or tag that cannot be made fails as it likes
+        raise ValueError(str(error)) from error
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
@@ -400,15 +445,18 @@ def _set(content: dict[str, Any], keys: list[str], value: Any, where: str) -> No
     content[keys[-1]] = value
 
 
-def _resolve_paths(content: Any, folder: Path) -> Any:
+def _resolve_paths(content: Any, file: Path) -> Any:
     """Expand `${NAME}` in every string, and make the `path` of every raw file absolute."""
     if isinstance(content, dict):
-        resolved = {key: _resolve_paths(value, folder) for key, value in content.items()}
+        resolved = {key: _resolve_paths(value, file) for key, value in content.items()}
         if isinstance(resolved.get("path"), str):
-            resolved["path"] = str(folder / Path(resolved["path"]).expanduser())
+            try:
+                resolved["path"] = str(file.parent.resolve() / Path(resolved["path"]).expanduser())
+            except RuntimeError as error:
+                raise SettingsError(f"{file}: path {resolved['path']}: {error}") from error
         return resolved
     if isinstance(content, list):
-        return [_resolve_paths(value, folder) for value in content]
+        return [_resolve_paths(value, file) for value in content]
     if isinstance(content, str):
         return re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], match[0]), content)
     return content
@@ -422,7 +470,14 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{location}: unknown setting; {hint}"
-    return f"{location or 'settings'}: {problem['msg']} (found {problem['input']!r})"
+    return f"{location or 'settings'}: {problem['msg']} (found {_shown(problem['input'])})"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python prints no number of more than 4300 digits
+        return "a number too long to show"
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[Any]) -> list[str]:

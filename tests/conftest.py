@@ -29,6 +29,7 @@ if _encoder is not None and _encoder.origin is not None:
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("SCALE_HOME", None)
+os.environ.pop("SCALE_STORE", None)
 
 # A shared machine pauses whenever it likes; no test here is about time.
 hypothesis.settings.register_profile("scale", deadline=None)
@@ -229,6 +230,12 @@ class Shop:
         """The readable lines of a raw file."""
         lines = (self.folder / name).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+@pytest.fixture(scope="session")
+def make_shop(language_model: LanguageModel) -> Callable[[Path], Shop]:
+    """Makes the files of a shop in a given folder; nothing of it has run."""
+    return lambda folder: Shop.make(folder, language_model)
 
 
 @pytest.fixture(scope="session")

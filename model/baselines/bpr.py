@@ -1,6 +1,7 @@
 """BPR-MF: matrix factorisation under the BPR loss.
 
-Rendle et al., *BPR: Bayesian Personalized Ranking from Implicit Feedback*, UAI 2009. Deviations: Adam instead of
+Rendle et al., *BPR: Bayesian Personalized Ranking from Implicit Feedback*, UAI 2009: its criterion BPR-Opt
+(Section 4.1) on matrix factorisation (Section 4.3.1). Deviations: Adam instead of
 plain SGD, Xavier start, no item bias (as in the multimodal literature's comparisons).
 """
 

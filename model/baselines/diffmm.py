@@ -131,7 +131,9 @@ class DiffMM(Recommender):
             by_features = self.graph(torch.cat([users, unit_rows(self._project(modality))]))
             by_ids = self.graph(torch.cat([by_features[: self.user_count], items]))
             generated = self._generate(modality)(self.embeddings)
-            together = together + weight * (by_features + by_ids + self.config.generated_weight * generated)
+            views = by_features + by_ids + self.config.generated_weight * generated
+            # One factor to a column, so that the sum in the weight's gradient is not split between threads.
+            together = together + weight.expand(views.shape[1]) * views
         layers = self.graph.layer_mean(together, self.config.layers, rows) * (self.config.layers + 1)
         own = together if rows is None else rows.select(together)
         return layers + self.config.residual_weight * unit_rows(own)
@@ -230,6 +232,11 @@ class Schedule:
         return cls(*(torch.from_numpy(column.astype(np.float32)) for column in columns))
 
 
+def _small_product(left: Tensor, right: Tensor) -> Tensor:
+    """(n, k) by (k, m) for small n and k: BLAS rounds such products by the number of threads, this does not."""
+    return (left[:, :, None] * right).sum(1)
+
+
 class Denoiser(nn.Module):
     """Recovers rows of the interaction matrix through one hidden layer that is told the step.
 
@@ -275,7 +282,9 @@ class Denoiser(nn.Module):
 
     def told(self) -> Tensor:
         """What the hidden layer hears of every step (T, h)."""
-        return (self.times @ self.time_weight + self.time_bias) @ self.from_time + self.hidden_bias
+        return _small_product(_small_product(self.times, self.time_weight) + self.time_bias, self.from_time) + (
+            self.hidden_bias
+        )
 
     def recover(self, seen: Tensor, told: Tensor) -> Tensor:
         """Clean rows (B, N) from what the hidden layer sees of noisy ones (B, h)."""

@@ -13,7 +13,8 @@ scores alike; the loss is the backbone's alone. RLMRec has published no code for
 concatenation of Z and F, of which a sum is the case with a fixed map back to d numbers.
 
 Deviations from KAR's code: an expert's last layer has no ReLU, since a summand without negative numbers would push all
-scores one way; weights start by Xavier's rule, biases at 0. The defaults are the sizes of that code.
+scores one way; weights start by Xavier's rule, biases at 0. The defaults are the sizes of that code. The
+adaptor is all of it that can be held against that code, since a training there is one of click prediction.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """LightGCN: mean over layers of linear propagation on the interaction graph.
 
-He et al., *LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation*, SIGIR 2020. No
-deviation in the model; the defaults (2 layers, L2 weight 1e-4) are those usual in multimodal comparisons.
+He et al., *LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation*, SIGIR 2020: its
+propagation is eq. 3, the mean over layers eq. 4, the score eq. 5. No deviation in the model; the defaults (2 layers, L2
+weight 1e-4) are those usual in multimodal comparisons.
 """
 
 from collections.abc import Mapping, Sequence

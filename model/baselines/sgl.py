@@ -1,6 +1,7 @@
 """SGL: LightGCN with a contrast between two views of the interaction graph, each with some edges dropped.
 
-Wu et al., *Self-supervised Graph Learning for Recommendation*, SIGIR 2021, in its variant with edge dropout (SGL-ED).
+Wu et al., *Self-supervised Graph Learning for Recommendation*, SIGIR 2021, in its variant with edge dropout (SGL-ED):
+the views are those of its Section 3.1, the contrast that of Section 3.2, added to the main loss as in Section 3.3.
 As in the paper and its authors' code, both views are drawn once per epoch and normalised by their own degrees, the
 contrast is InfoNCE of cosines with every user (or item) as a candidate, the anchors are the batch's users and positive
 items, and the recommendation loss and the scores use the whole graph. The defaults are those of the code.

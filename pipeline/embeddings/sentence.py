@@ -45,9 +45,12 @@ class SentenceEncoder:
         Raises
         ------
         EmbeddingError
-            If the device is none of this machine's, or a hub model that is not on this machine cannot be loaded.
+            If the device is none of this machine's, a hub model that is not on this machine cannot be loaded, or the
+            model's name holds an environment variable that is not set.
         """
         settings = self.settings
+        if "${" in settings.model:
+            raise EmbeddingError(f"embeddings.model = {settings.model!r}: set this environment variable first")
         files = file_states(folder) if (folder := local_folder(settings.model)) else {}
         if not files and self._commit() is None:
             self.model.eval()  # loading downloads it

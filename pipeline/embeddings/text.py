@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from pipeline.embeddings.lsa import LatentSemanticEncoder
 from pipeline.embeddings.sentence import SentenceEncoder
+from pipeline.embeddings.spread import SpreadEncoder
 from pipeline.embeddings.vectors import EmbeddingError, Embeddings, Vectors, normalised
 from pipeline.row_cache import RowCache, row_key
 from pipeline.settings import EmbeddingSettings
+
+if TYPE_CHECKING:
+    from pipeline.compute import Cluster
 
 Progress = Callable[[int, int], None]
 
@@ -24,6 +29,7 @@ def embed_texts(
     cache: Path,
     used_by: str,
     progress: Progress | None = None,
+    cluster: "Cluster | None" = None,
 ) -> Embeddings:
     """Encode profile texts as unit vectors.
 
@@ -41,6 +47,8 @@ def embed_texts(
         Under which name to note the rows of the cache that make up this result: "items" or "users".
     progress
         Called with (done, total) distinct texts.
+    cluster
+        Where trained encoders work. Default: here.
 
     Returns
     -------
@@ -56,14 +64,15 @@ def embed_texts(
     """
     distinct = sorted({text for text in texts if text.strip()})
     if settings.encoder == "lsa":
-        encoder = LatentSemanticEncoder(corpus, settings)
-        encoded = encoder.encode(distinct)
+        latent = LatentSemanticEncoder(corpus, settings)
+        encoded = latent.encode(distinct)
         _check_finite(encoded, distinct)
-        counts = {**encoder.counts, "rows_computed": len(distinct), "rows_reused": 0}
+        counts = {**latent.counts, "rows_computed": len(distinct), "rows_reused": 0}
         if progress is not None:
             progress(len(distinct), len(distinct))
     else:
-        encoded, counts = _sentence_vectors(distinct, SentenceEncoder(settings), cache, used_by, progress)
+        encoder = SentenceEncoder(settings) if cluster is None else SpreadEncoder(settings, cluster)
+        encoded, counts = _sentence_vectors(distinct, encoder, cache, used_by, progress)
     dimensions = encoded.shape[1]
     table = np.concatenate([normalised(encoded), np.zeros((1, dimensions), dtype=np.float32)])  # last row: no text
     rows_by_text = {text: row for row, text in enumerate(distinct)}
@@ -84,7 +93,7 @@ def embed_texts(
 
 
 def _sentence_vectors(
-    texts: list[str], encoder: SentenceEncoder, cache: Path, used_by: str, progress: Progress | None
+    texts: list[str], encoder: SentenceEncoder | SpreadEncoder, cache: Path, used_by: str, progress: Progress | None
 ) -> tuple[Vectors, dict[str, int]]:
     """Vectors (n, d) of distinct texts, not yet normalised; the encoder loads its model only if one is missing."""
     setup = row_key(encoder.identity)

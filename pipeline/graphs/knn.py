@@ -1,17 +1,17 @@
 """Nearest neighbours by cosine similarity, and the feature similarity graphs made of them (eqs. 4, 5)."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
+from pipeline import compute
 from pipeline.graphs import csr
-from pipeline.settings import IndexSettings
+from pipeline.graphs.execution import DEFAULT, Execution
 
 if TYPE_CHECKING:
-    from pipeline.graphs.index import Report
-    from pipeline.graphs.products import UnitRows
+    from pipeline.graphs.products import Group, UnitRows
 
 
 class Neighbours(NamedTuple):
@@ -31,16 +31,11 @@ def nearest(
     queries: np.ndarray,
     candidates: np.ndarray | None,
     k: int,
-    memory_gb: float = 4.0,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    device: str = "cpu",
-    index: IndexSettings | None = None,
-    report: "Report | None" = None,
+    how: Execution = DEFAULT,
 ) -> Neighbours:
     """Top-k candidates of each query by cosine similarity.
 
-    The result depends on the features, k and `index` alone: not on memory, threads, or blocks. Zero rows have no
+    The result depends on the features, k and `how.index` alone: not on memory, threads, or blocks. Zero rows have no
     direction: a zero query gets no neighbours, and a zero candidate is nobody's neighbour.
 
     Parameters
@@ -51,22 +46,6 @@ def nearest(
         (m, d), or None: the queries themselves, each row's own self excluded.
     k
         Neighbours of a query; fewer (k') where there are fewer candidates.
-    memory_gb
-        Budget in 10^9 bytes of all that is held at a time beside the features that come in: normalised copies of them,
-        packed rows, similarities, and the result. Where the copies (4 d bytes for each query and each candidate) and
-        the result take it up, the rest is as small as can be.
-    threads
-        Default: every core.
-    progress
-        Called with (queries done, queries in all).
-    device
-        `cpu`, a GPU by torch's name, or `auto`: a GPU where there is one. On a GPU the budget is that of its memory,
-        similarities are rounded in another way, by about 1e-6, and the search is exact.
-    index
-        Above how many candidates an index is searched, and the recall that it is to reach (see `index`). Default:
-        the search is exact.
-    report
-        Called with the figures of an index, `recall` among them, where one is used.
 
     Raises
     ------
@@ -78,36 +57,52 @@ def nearest(
 
     if k < 1:
         raise ValueError(f"k = {k}: ask for at least one neighbour")
-    with kernels.thread_pool(threads):
+    with kernels.thread_pool(how.threads):
         left, right = products.unit_pair(queries, candidates)
         same = candidates is None
         rows, count = left.kept.size, max(0, min(k, right.kept.size - same))
-        budget, gpu = memory_gb * 1e9, products.accelerator(device)
+        budget, gpu = how.memory_gb * 1e9, products.accelerator(how.device)
         room = budget - left.units.nbytes - (0 if same else right.units.nbytes) - 8 * rows * count
-        if index is not None and right.kept.size <= index.above:
-            index = None
+        index = how.index_for(right.kept.size)
         swept = None
         if gpu is not None and count > 0 and rows > 0:
             from pipeline.graphs import tensors
 
-            swept = tensors.nearest(left.units, None if same else right.units, count, gpu, budget, progress)
-        elif same and count > 0 and index is None:
-            swept = products.nearest_by_sweep(left.units, count, room, progress)
+            swept = tensors.nearest(left.units, None if same else right.units, count, gpu, budget, how.progress)
+        elif same and count > 0 and index is None and how.cluster is None:
+            swept = products.nearest_by_sweep(left.units, count, room, how.progress)
         if swept is None:
             ids, similarities = np.full((rows, count), -1, np.int32), np.zeros((rows, count), np.float32)
         else:
             ids, similarities = swept
         todo = np.flatnonzero(ids[:, 0] < 0).astype(np.int32) if count > 0 else np.empty(0, np.int32)
         done = rows - todo.size
-        groups = comparisons(left.units, right.units, todo, count, index, room, report)
-        for part, chosen, values in products.search(left.units, right.units, count, False, groups, room):
+        groups = comparisons(left.units, right.units, todo, count, index, room, how.report)
+        arrays = left.units, None if same else right.units
+        parts = ((part, count, room, how.threads_of_a_block) for (part,) in products.parts(how.cluster, groups))
+        for part, chosen, values in compute.blocks(how.cluster, _compare, arrays, parts):
             ids[part], similarities[part] = chosen, values
             done += part.size
-            if progress is not None:
-                progress(done, rows)
+            how.tell(done, rows)
     if right.kept.size < right.total:
         ids = right.kept[ids]
     return Neighbours(_with_zero_rows(ids, left, -1), _with_zero_rows(similarities, left, 0))
+
+
+def _compare(
+    queries: np.ndarray,
+    candidates: np.ndarray | None,
+    groups: "Iterable[Group]",
+    count: int,
+    room: float,
+    threads: int | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """`products.search` of some groups, nearest first; without candidates, of the queries among themselves."""
+    from pipeline.graphs import kernels, products
+
+    with kernels.thread_pool(threads):
+        others = queries if candidates is None else candidates
+        yield from products.search(queries, others, count, False, groups, room)
 
 
 def _with_zero_rows(values: np.ndarray, rows: "UnitRows", fill: int) -> np.ndarray:
@@ -123,12 +118,7 @@ def similarity_graph(
     queries: np.ndarray,
     candidates: np.ndarray | None,
     k: int,
-    memory_gb: float = 4.0,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    device: str = "cpu",
-    index: IndexSettings | None = None,
-    report: "Report | None" = None,
+    how: Execution = DEFAULT,
 ) -> csr_array:
     """Feature similarity graph (eqs. 4, 5): an edge from each query to its k nearest candidates.
 
@@ -139,5 +129,5 @@ def similarity_graph(
     csr_array
         (n, m) float32, all data 1.0, indices sorted.
     """
-    neighbours = nearest(queries, candidates, k, memory_gb, threads, progress, device, index, report)
+    neighbours = nearest(queries, candidates, k, how)
     return csr.from_neighbours(neighbours.ids, (queries if candidates is None else candidates).shape[0])

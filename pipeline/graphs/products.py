@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.graphs import kernels
+from pipeline.graphs import kernels, shortage
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.compute import Cluster
+
 LEAST_ROOM = 2.5e8  # bytes that a stage works in beside copies of its features, whatever its budget
 LARGEST_BLOCK = 960  # rows, whole tiles; enough work for every thread, small enough for a lively progress bar
+
+Group = tuple[np.ndarray, np.ndarray]  # rows of queries, and the candidates to compare them with
 
 
 def accelerator(device: str) -> "torch.device | None":
@@ -118,8 +122,12 @@ def gram(units: np.ndarray, room: float) -> np.ndarray | None:
     size, packed = units.shape[0], 2 * units.nbytes
     if 4 * size * (size + kernels.ROWS) + packed > room:
         return None
-    out = np.empty((size, size), np.float32)
-    kernels.multiply_self(kernels.pack(units, kernels.ROWS), kernels.pack(units, kernels.COLUMNS), out)
+    try:
+        out = np.empty((size, size), np.float32)
+        kernels.multiply_self(kernels.pack(units, kernels.ROWS), kernels.pack(units, kernels.COLUMNS), out)
+    except MemoryError:
+        shortage.say(f"all {size:,} x {size:,} products", "they are computed as they are needed")
+        return None
     return out
 
 
@@ -135,8 +143,18 @@ def nearest_by_sweep(
     tuple or None
         Ids (n, k) int32 and similarities (n, k) float32 as in `knn.Neighbours`; ids of -1 also in a row whose sample
         misled, which is to be searched another way. None where the set is too small to gain by this, or `room`
-        (bytes) too small for packed rows, a strip of products, and the lists of candidates.
+        (bytes) or what memory there is too small for packed rows, a strip of products, and the lists of candidates.
     """
+    try:
+        return _swept(units, k, room, progress)
+    except MemoryError:
+        shortage.say(f"a sweep over {len(units):,} rows", "they are searched in blocks")
+        return None
+
+
+def _swept(
+    units: np.ndarray, k: int, room: float, progress: Callable[[int, int], None] | None
+) -> tuple[np.ndarray, np.ndarray] | None:
     n = units.shape[0]
     rank = kernels.likely_rank(k, n)
     likely = rank * n / kernels.SAMPLE
@@ -168,7 +186,7 @@ def search(
     candidates: np.ndarray,
     k: int,
     by_id: bool,
-    groups: Iterable[tuple[np.ndarray, np.ndarray]],
+    groups: Iterable[Group],
     room: float,
     products: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -187,11 +205,11 @@ def search(
     room
         Bytes that a block and the packed rows may take.
     products
-        (n, m) similarities of all with all, if they are there already; then there is one group, of all.
+        (n, m) similarities of all with all, if they are there already; then groups are runs of rows, with all.
     """
     for rows, columns in groups:
         for first, last, block in (
-            similarity_blocks(queries, candidates, room, rows, columns) if products is None else _parts(products)
+            similarity_blocks(queries, candidates, room, rows, columns) if products is None else _runs(products, rows)
         ):
             part = rows[first:last]
             own = places(columns, part) if queries is candidates else np.full(part.size, -1)
@@ -200,10 +218,26 @@ def search(
             yield part, columns[chosen], values
 
 
-def _parts(products: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-    for first in range(0, len(products), LARGEST_BLOCK):
-        last = min(len(products), first + LARGEST_BLOCK)
-        yield first, last, products[first:last]
+def _runs(products: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    for first in range(0, rows.size, LARGEST_BLOCK):
+        last = min(rows.size, first + LARGEST_BLOCK)
+        yield first, last, products[rows[first] : rows[last - 1] + 1]
+
+
+def parts(cluster: "Cluster | None", groups: Iterable[Group]) -> Iterator[tuple[Iterable[Group]]]:
+    """Groups as parts of `compute.blocks`: here one of all, on a cluster of at least a block of queries each."""
+    if cluster is None:
+        yield (groups,)
+        return
+    part: list[Group] = []
+    for rows, columns in groups:
+        for first in range(0, rows.size, LARGEST_BLOCK):
+            part.append((rows[first : first + LARGEST_BLOCK], columns))
+            if sum(len(queries) for queries, _ in part) >= LARGEST_BLOCK:
+                yield (part,)
+                part = []
+    if part:
+        yield (part,)
 
 
 def places(ascending: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -232,13 +266,39 @@ def similarity_blocks(
     """
     rows = np.arange(queries.shape[0], dtype=np.int32) if rows is None else rows
     columns = np.arange(candidates.shape[0], dtype=np.int32) if columns is None else columns
-    n, m, row_bytes = rows.size, columns.size, 4 * queries.shape[1]
-    if n == 0 or m == 0:
-        return
-    segment = m  # candidates packed at a time: all of them once, or some of them anew for every block
+    done = 0
+    while done < rows.size and columns.size > 0:
+        start = done
+        size = _block_size(rows.size - start, columns.size, 4 * queries.shape[1], room)
+        try:
+            for first, last, block in _blocks(queries, candidates, rows[start:], columns, *size):
+                done = start + last
+                yield start + first, done, block
+        except MemoryError:
+            if size == (1, min(kernels.TILE, columns.size)):
+                raise shortage.too_small(
+                    f"the similarities of one row to {columns.size:,} others"
+                ) from None  # what a run shows of an error is its cause
+        if done < rows.size:
+            while size == _block_size(rows.size - start, columns.size, 4 * queries.shape[1], room):
+                room /= 2
+            shortage.say(f"a block of {size[0]:,} rows", "it is made smaller")
+
+
+def _block_size(n: int, m: int, row_bytes: int, room: float) -> tuple[int, int]:
+    """Queries of a block, and candidates that are packed at a time: all once, or some anew for every block."""
+    segment = m
     if row_bytes * m > room / 2:
-        segment = kernels.TILE * max(1, int(room / 4 // (row_bytes * kernels.TILE)))
-    height = int(min(max((room - row_bytes * min(segment, m)) // (4 * m + row_bytes), 1), LARGEST_BLOCK, n))
+        segment = min(m, kernels.TILE * max(1, int(room / 4 // (row_bytes * kernels.TILE))))
+    height = int(min(max((room - row_bytes * segment) // (4 * m + row_bytes), 1), LARGEST_BLOCK, n))
+    return height, segment
+
+
+def _blocks(
+    queries: np.ndarray, candidates: np.ndarray, rows: np.ndarray, columns: np.ndarray, height: int, segment: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """`similarity_blocks` of `height` queries, with `segment` candidates packed at a time."""
+    n, m = rows.size, columns.size
     buffer, right = np.empty((height, m), np.float32), None
     for first in range(0, n, height):
         last = min(n, first + height)

@@ -9,20 +9,20 @@ A pursuit is run again only if an atom of the support left the dictionary, or an
 long as the rows that stayed keep their order; those that do not count as new (`kept.align`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from pipeline import fingerprint
+from pipeline import compute, fingerprint
 from pipeline.graphs import csr, knn
+from pipeline.graphs.execution import DEFAULT, Execution
 from pipeline.graphs.kept import Kept, align, delete, load, row_hashes, save
-from pipeline.settings import IndexSettings
 
 if TYPE_CHECKING:
-    from pipeline.graphs.index import Report
+    from pipeline.compute import Cluster
 
 # Share of new rows, among targets or candidates, above which everything is built anew. A full search of a set in itself
 # takes half of all products, and each new row is compared with all others twice: at 0.25 nothing would be gained, and
@@ -64,37 +64,25 @@ def similarity_graph(
     candidates: np.ndarray | None,
     k: int,
     memory: Memory,
-    memory_gb: float = 4.0,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    device: str = "cpu",
-    index: IndexSettings | None = None,
-    report: "Report | None" = None,
+    how: Execution = DEFAULT,
 ) -> Built:
     """`knn.similarity_graph`, from what is in `memory` as far as it goes; a row is computed if it is searched anew."""
-    if not is_kept(queries, candidates, k, memory_gb, device, index):
+    if not is_kept(queries, candidates, k, how):
         delete(memory.path)
-        graph = knn.similarity_graph(queries, candidates, k, memory_gb, threads, progress, device, index, report)
+        graph = knn.similarity_graph(queries, candidates, k, how)
         return Built(graph, graph.shape[0], 0)
-    kept, computed = refreshed(queries, candidates, k, 0, memory, memory_gb, threads, progress)
+    kept, computed = refreshed(queries, candidates, k, 0, memory, how)
     return built(kept.ids[:, :k], kept, computed)
 
 
-def is_kept(
-    targets: np.ndarray,
-    candidates: np.ndarray | None,
-    k: int,
-    memory_gb: float,
-    device: str,
-    index: IndexSettings | None,
-) -> bool:
+def is_kept(targets: np.ndarray, candidates: np.ndarray | None, k: int, how: Execution) -> bool:
     """Whether this graph's builds are kept: exact, reproducible ones that leave at least half of the budget."""
     from pipeline.graphs import products
 
     m = (targets if candidates is None else candidates).shape[0]
-    if k < 1 or products.accelerator(device) is not None or (index is not None and m > index.above):
+    if k < 1 or products.accelerator(how.device) is not None or how.index_for(m) is not None:
         return False
-    return 2 * _bytes(targets.shape[0], _width(k, m)) <= memory_gb * 1e9
+    return 2 * _bytes(targets.shape[0], _width(k, m)) <= how.memory_gb * 1e9
 
 
 def _width(k: int, candidates: int) -> int:
@@ -118,9 +106,7 @@ def refreshed(
     k: int,
     sparsity: int,
     memory: Memory,
-    memory_gb: float,
-    threads: int | None,
-    progress: Callable[[int, int], None] | None,
+    how: Execution,
 ) -> tuple[Kept, int]:
     """Lists and supports of all targets, kept for the next time, and how many of them were computed."""
     from pipeline.graphs import kernels
@@ -129,8 +115,8 @@ def refreshed(
         [memory.code, k, sparsity, targets.shape[1:], str(targets.dtype), candidates is None]
         + ([] if candidates is None else [str(candidates.dtype)])
     )
-    with kernels.thread_pool(threads):
-        job = _Job(targets, candidates, k, sparsity, memory_gb, threads, progress)
+    with kernels.thread_pool(how.threads):
+        job = _Job(targets, candidates, k, sparsity, how)
         rows = row_hashes(targets)
         others = rows if candidates is None else row_hashes(candidates)
         old = load(memory.path, made_by, candidates is None, memory.note)
@@ -149,20 +135,18 @@ class _Job:
         candidates: np.ndarray | None,
         k: int,
         sparsity: int,
-        memory_gb: float,
-        threads: int | None,
-        progress: Callable[[int, int], None] | None,
+        how: Execution,
     ) -> None:
         from pipeline.graphs import products
 
         self.targets, self.candidates = targets, targets if candidates is None else candidates
-        self.same, self.k, self.threads, self.progress = candidates is None, k, threads, progress
+        self.same, self.k, self.how = candidates is None, k, how
         self.left, self.right = products.unit_pair(targets, candidates)
         self.width = _width(k, len(self.candidates))
         self.size = max(0, min(k, self.right.kept.size - self.same))  # of a dictionary
         self.sparsity = min(sparsity, self.size)
         copies = self.left.units.nbytes + (0 if self.same else self.right.units.nbytes)
-        self.room = memory_gb * 1e9 - _bytes(len(targets), self.width) - copies
+        self.room = how.memory_gb * 1e9 - _bytes(len(targets), self.width) - copies
         # How many candidates there are for each target, itself left out.
         self.available = np.zeros(len(targets), np.int64)
         self.available[self.left.kept] = self.right.kept.size - self.same
@@ -251,7 +235,8 @@ class _Job:
         """Lists of some targets, by comparison with all candidates."""
         ids, similarities = self._no_lists(rows.size)
         if rows.size == len(self.targets):
-            found = self._nearest(self.targets, None if self.same else self.candidates, self.width)
+            others = None if self.same else self.candidates
+            found = self._nearest(self.targets, others, self.width, self.how.cluster)
         elif rows.size == 0:
             return ids, similarities
         else:
@@ -276,8 +261,11 @@ class _Job:
             ids[rows, :count], similarities[rows, :count] = self.right.kept[near], values
         return ids, similarities
 
-    def _nearest(self, queries: np.ndarray, candidates: np.ndarray | None, k: int) -> knn.Neighbours:
-        return knn.nearest(queries, candidates, k, max(self.room, 1.0) / 1e9, self.threads)
+    def _nearest(
+        self, queries: np.ndarray, candidates: np.ndarray | None, k: int, cluster: "Cluster | None" = None
+    ) -> knn.Neighbours:
+        how = Execution(max(self.room, 1.0) / 1e9, self.how.threads, cluster=cluster)
+        return knn.nearest(queries, candidates, k, how)
 
     def _no_lists(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full((rows, self.width), -1, np.int32), np.zeros((rows, self.width), np.float32)
@@ -312,19 +300,24 @@ class _Job:
         plain: np.ndarray,
     ) -> None:
         """Put the supports of some targets into their places."""
-        from pipeline.graphs import kernels, products
+        from pipeline.graphs import products
 
         rows = rows[self.available[rows] > 0] if self.sparsity else rows[:0]
-        none = np.empty((0, 0), np.float32)
-        for first in range(0, rows.size, products.LARGEST_BLOCK):
-            part = rows[first : first + products.LARGEST_BLOCK]
-            atoms, values = _by_id(self._places(ids[part, : self.size]), similarities[part, : self.size])
-            found = np.full((part.size, self.sparsity), -1, np.int32)
-            units = self.left.units[np.searchsorted(self.left.kept, part)]
-            plain[part] = kernels.pursue(units, self.right.units, atoms, values, none if gram is None else gram, found)
-            supports[part] = _moved(found, self.right.kept)
-            if self.progress is not None:
-                self.progress(first + part.size, rows.size)
+        cluster = self.how.cluster if rows.size > products.LARGEST_BLOCK else None
+
+        def parts() -> Iterator[compute.Part]:
+            for first in range(0, rows.size, products.LARGEST_BLOCK):
+                part = rows[first : first + products.LARGEST_BLOCK]
+                near = self._places(ids[part, : self.size]), similarities[part, : self.size]
+                units = self.left.units[np.searchsorted(self.left.kept, part)]
+                yield part, units, *near, self.sparsity, None if cluster is None else 1
+
+        arrays = self.right.units, np.empty((0, 0), np.float32) if gram is None else gram
+        done = 0
+        for part, is_plain, found in compute.blocks(cluster, _pursued, arrays, parts()):
+            plain[part], supports[part] = is_plain, _moved(found, self.right.kept)
+            done += part.size
+            self.how.tell(done, rows.size)
 
     def _still_chosen(
         self,
@@ -358,6 +351,25 @@ class _Job:
         place = np.full(self.right.total, -1, np.int32)
         place[self.right.kept] = np.arange(self.right.kept.size)
         return _moved(ids, place)
+
+
+def _pursued(
+    candidates: np.ndarray,
+    gram: np.ndarray,
+    rows: np.ndarray,
+    units: np.ndarray,
+    ids: np.ndarray,
+    similarities: np.ndarray,
+    sparsity: int,
+    threads: int | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Some targets' rows, whether their pursuits were plain, and their supports, as `kernels.pursue` gives them."""
+    from pipeline.graphs import kernels
+
+    atoms, values = _by_id(ids, similarities)
+    found = np.full((rows.size, sparsity), -1, np.int32)
+    with kernels.thread_pool(threads):
+        yield rows, kernels.pursue(units, candidates, atoms, values, gram, found), found
 
 
 def _moved(ids: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.graphs import shortage
 from pipeline.graphs.kernels import CAREFUL, DEPENDENT, STOP
 
+SHORT = (MemoryError, torch.OutOfMemoryError)
 Progress = Callable[[int, int], None] | None
 
 
@@ -37,11 +39,15 @@ def nearest(
     """
     ids, similarities = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
     left, right = _on(device, queries, candidates)
-    for first, last in _blocks(len(left), _row_bytes(len(right)), budget):
+
+    def block(first: int, last: int) -> None:
         found, values = _top(left[first:last], right, k, first if candidates is None else None)
         ids[first:last], similarities[first:last] = found.int().cpu().numpy(), values.cpu().numpy()
-        if progress is not None:
-            progress(last, len(queries))
+
+    for bounds in _blocks(len(left), _row_bytes(len(right)), budget):
+        for _, last, _ in shortage.halving(block, *bounds, SHORT):
+            if progress is not None:
+                progress(last, len(queries))
     return ids, similarities
 
 
@@ -70,22 +76,35 @@ def supports(
     """
     chosen = np.full((len(targets), sparsity), -1, np.int32)
     left, right = _on(device, targets, candidates)
-    gram = right @ right.T if 4 * len(right) ** 2 <= budget / 2 else None
+    gram = _gram(right) if 4 * len(right) ** 2 <= budget / 2 else None
     gathered = 0 if gram is not None else 4 * right.shape[1]  # bytes of each of a target's atoms
     row_bytes = _row_bytes(len(right)) + dictionary_size * (4 * sparsity + 48 + gathered)
-    for first, last in _blocks(len(left), row_bytes, budget if gram is None else budget - 4 * gram.numel()):
-        block = left[first:last]
-        found, similarities = _top(block, right, dictionary_size, first if candidates is None else None)
+
+    def block(first: int, last: int) -> None:
+        part = left[first:last]
+        found, similarities = _top(part, right, dictionary_size, first if candidates is None else None)
         ids, order = found.sort(1)
         support, careful = _pursue(similarities.gather(1, order), right, ids, gram, sparsity)
         rest = careful.nonzero()[:, 0]
         for start, end in _blocks(len(rest), 8 * (dictionary_size + sparsity) * right.shape[1], budget / 2):
-            part = rest[start:end]
-            support[part] = _pursue_exactly(block[part], right, ids[part], support[part])
+            few = rest[start:end]
+            support[few] = _pursue_exactly(part[few], right, ids[few], support[few])
         chosen[first:last] = support.int().cpu().numpy()
-        if progress is not None:
-            progress(last, len(targets))
+
+    for bounds in _blocks(len(left), row_bytes, budget if gram is None else budget - 4 * gram.numel()):
+        for _, last, _ in shortage.halving(block, *bounds, SHORT):
+            if progress is not None:
+                progress(last, len(targets))
     return chosen
+
+
+def _gram(rows: Tensor) -> Tensor | None:
+    """Products of all rows, or None where memory is short."""
+    try:
+        return rows @ rows.T
+    except SHORT:
+        shortage.say(f"all {len(rows):,} x {len(rows):,} products", "they are computed as they are needed")
+        return None
 
 
 def _on(device: torch.device, queries: np.ndarray, candidates: np.ndarray | None) -> tuple[Tensor, Tensor]:

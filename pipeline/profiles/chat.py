@@ -88,6 +88,7 @@ def sampling(settings: ChatModelSettings, attempt: int) -> dict[str, Any]:
 
 def usable(content: str, was_cut: bool, settings: ChatModelSettings) -> str | Failure:
     """The answer itself if it can be read, else what is wrong with it."""
+    content = content.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be stored
     answer = parse_answer(content)
     if isinstance(answer, Answer):
         return content

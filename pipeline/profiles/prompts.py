@@ -1,10 +1,12 @@
 """Prompt templates: loaded from a file, checked when loaded, rendered within a budget (eqs. 1, 2)."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import jinja2
@@ -29,10 +31,37 @@ _WORDS_PER_TOKEN = 2
 _GUESSES = 4
 _COMMENT = "\0"
 _NOTHING = dict.fromkeys(ITEM_FIELDS + ENTRY_FIELDS, "")
+# Of Jinja's filters those that choose among values and shape text: none draws at random, runs code, or pads.
+FILTERS = (
+    "capitalize", "count", "d", "default", "first", "int", "join", "last", "length", "list", "lower", "map", "reject",
+    "rejectattr", "replace", "reverse", "select", "selectattr", "sort", "string", "striptags", "title", "trim",
+    "truncate", "unique", "upper", "wordcount",
+)  # fmt: skip
+_MOST_STEPS = 20_000  # lines that a template may run for a single item or entry; real ones take some dozens
+_MOST_CHARACTERS = 1_000_000
+_FAILURES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError)
 
 
 class TemplateError(ValueError):
     """A prompt template that cannot be used; the message names the file, the place and the remedy."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja without what a prompt has no use for: functions, most filters, text times a number, powers."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_or_not_given)
+        self.globals.clear()
+        self.filters = {name: self.filters[name] for name in FILTERS}
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" or not (isinstance(left, int | float) and isinstance(right, int | float)):
+            raise jinja2.TemplateRuntimeError(
+                f"{operator} is refused: a prompt has no powers, and * and % take numbers only"
+            )
+        return super().call_binop(context, operator, left, right)
 
 
 @dataclass(frozen=True)
@@ -106,25 +135,28 @@ def load_template(name_or_path: str | Path, kind: Kind) -> Template:
     Raises
     ------
     TemplateError
-        For a file that cannot be read, a syntax error, and a variable or attribute that does not exist.
+        For a file that cannot be read, a syntax error, a variable, filter or attribute that does not exist, and a
+        template that runs or writes without end.
     """
     path = PROMPTS_FOLDER / name_or_path
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"{path}: the {kind} prompt cannot be read: {error}") from error
-    environment = ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_or_not_given
-    )
+    environment = _Environment()
     try:
         used = _check_names(environment.parse(source), kind, path)
         text = _without_comments(source).strip()  # as the rendered prompt is
         fields = tuple(field for field in FIELDS[kind] if field in used)
         template = Template(kind, path, text, fields, environment.from_string(text))
+        whole = environment.from_string(source)  # with its comments, so that a line is the file's
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"{path}, line {error.lineno}: {error.message}") from error
+        known = f" A prompt has {', '.join(FILTERS)}" if "No filter named" in str(error.message) else ""
+        raise TemplateError(f"{path}, line {error.lineno}: {error.message}{known}") from error
+    except (RecursionError, SyntaxError, MemoryError) as error:
+        raise TemplateError(f"{path}: nested too deeply, or too long ({error})") from error
     for value in ("", "word"):  # what only shows when it runs shows now, not after an hour
-        _render(template, [dict.fromkeys(FIELDS[kind], value)])
+        _try(whole, _variables(kind, [dict.fromkeys(FIELDS[kind], value)]), f"the {kind} prompt", path)
     return template
 
 
@@ -283,14 +315,49 @@ def _first_words(entries: list[dict[str, str]], limit: int) -> list[dict[str, st
 
 
 def _render(template: Template, entries: list[dict[str, str]]) -> str:
-    if template.kind == "user":
-        variables: dict[str, Any] = {"history": [_NOTHING | entry for entry in entries]}
-    else:
-        variables = _NOTHING | (entries[0] if entries else {})
     try:
-        return template.compiled.render(variables).strip()
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        return template.compiled.render(_variables(template.kind, entries)).strip()
+    except _FAILURES as error:
         raise TemplateError(f"{template.path}: the {template.kind} prompt cannot be rendered: {error}") from error
+
+
+def _variables(kind: Kind, entries: list[dict[str, str]]) -> dict[str, Any]:
+    if kind == "user":
+        return {"history": [_NOTHING | entry for entry in entries]}
+    return _NOTHING | (entries[0] if entries else {})
+
+
+def _try(compiled: jinja2.Template, variables: Mapping[str, Any], what: str, path: Path) -> None:
+    """Render, within bounds and to no end but the error, which names the line."""
+    steps = characters = 0
+
+    def follow(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal steps
+        if frame.f_code.co_filename != "<template>":
+            return None
+        steps += event == "line"
+        if steps > _MOST_STEPS:
+            raise jinja2.TemplateRuntimeError(f"it runs more than {_MOST_STEPS} steps for one item")
+        return follow
+
+    before = sys.gettrace()
+    sys.settrace(follow)
+    try:
+        for piece in compiled.generate(variables):
+            characters += len(piece)
+            if characters > _MOST_CHARACTERS:
+                raise TemplateError(f"{path}: {what} is longer than {_MOST_CHARACTERS} characters for one item")
+    except _FAILURES as error:
+        if isinstance(error, TemplateError):
+            raise
+        line, trace = 0, error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == "<template>":
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        raise TemplateError(f"{path}, line {line}: {what} cannot be rendered: {error}") from error
+    finally:
+        sys.settrace(before)
 
 
 def _or_not_given(value: Any) -> Any:

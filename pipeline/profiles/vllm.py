@@ -58,6 +58,9 @@ class _Request:
     attempt: int
 
 
+NO_COUNTS = {"repeated": 0, "prompt_tokens": 0, "completion_tokens": 0, "seconds_starting": 0.0}
+
+
 class VLLMChat:
     """A `ChatModel` in an engine that starts with the first prompt and ends with the last answer.
 
@@ -69,12 +72,7 @@ class VLLMChat:
 
     def __init__(self, settings: ProfileSettings, tokenizer: ChatTokenizer) -> None:
         self.settings, self.engine, self._tokenizer = settings.model, settings.vllm, tokenizer
-        self.counts: dict[str, float] = {
-            "repeated": 0,
-            "prompt_tokens": 0,
-            "completion_tokens": 0,
-            "seconds_starting": 0.0,
-        }
+        self.counts: dict[str, float] = dict(NO_COUNTS)
 
     def answers(self, prompts: Iterable[tuple[int, str]]) -> Generator[tuple[int, str | Failure]]:
         """See `ChatModel.answers`."""
@@ -82,16 +80,29 @@ class VLLMChat:
         first = next(prompts, None)
         if first is None:
             return
+        with self.running() as llm:
+            yield from self.answer_all(llm, chain([first], prompts))
+
+    @contextmanager
+    def running(self) -> "Iterator[LLM]":
+        """Start the engine, and end it afterwards.
+
+        Raises
+        ------
+        ChatModelError
+            If it cannot be started.
+        """
         with no_orphans():
             started = time.monotonic()
             llm = self._start()
             self.counts["seconds_starting"] = round(time.monotonic() - started, 2)
             try:
-                yield from self._answer_all(llm, chain([first], prompts))
+                yield llm
             finally:
                 _stop(llm)
 
-    def _answer_all(self, llm: "LLM", prompts: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str | Failure]]:
+    def answer_all(self, llm: "LLM", prompts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str | Failure]]:
+        """`answers` by an engine that is running."""
         parameters = [self._parameters(attempt) for attempt in range(self.settings.attempts)]
         ahead = AHEAD * llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         again: deque[_Request] = deque()

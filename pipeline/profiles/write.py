@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
@@ -16,6 +16,9 @@ from pipeline.profiles.openai import OpenAIChat
 from pipeline.profiles.prompts import Budget, Kind, Rendered, Template, load_template, render_item, render_user
 from pipeline.profiles.text import clean_text
 from pipeline.settings import ProfileSettings
+
+if TYPE_CHECKING:
+    from pipeline.compute import Cluster
 
 _NO_GIVEN_PROFILE = "no given profile"
 
@@ -80,6 +83,7 @@ def write_item_profiles(
     settings: ProfileSettings,
     cache: Path | None = None,
     progress: Progress | None = None,
+    cluster: "Cluster | None" = None,
 ) -> ProfileResult:
     """Write one profile per item (eq. 1).
 
@@ -93,6 +97,8 @@ def write_item_profiles(
         Folder of the row cache of chat models; None keeps no cache.
     progress
         Called with (done, total).
+    cluster
+        Where vLLM's engines run. Default: one here. No other backend has use for it.
 
     Raises
     ------
@@ -116,7 +122,7 @@ def write_item_profiles(
         lambda template, item, budget: render_item(template, rows[item], budget),
         lambda item, words: item_metadata_text(rows[item], words),
     )
-    return _write(source, given, settings, settings.item_prompt, cache, progress)
+    return _write(source, given, settings, settings.item_prompt, cache, progress, cluster)
 
 
 def write_user_profiles(
@@ -128,6 +134,7 @@ def write_user_profiles(
     settings: ProfileSettings,
     cache: Path | None = None,
     progress: Progress | None = None,
+    cluster: "Cluster | None" = None,
 ) -> ProfileResult:
     """Write one profile per user (eq. 2).
 
@@ -140,7 +147,7 @@ def write_user_profiles(
     histories
         user, item, timestamp, summary (the review's headline), text: the interactions that a profile may show. What
         is left out here, held-out interactions above all, reaches no profile.
-    given, cache, progress
+    given, cache, progress, cluster
         As in `write_item_profiles`.
 
     Raises
@@ -161,7 +168,7 @@ def write_user_profiles(
         lambda template, user, budget: render_user(template, history[user], budget),
         lambda user, words: user_metadata_text(history[user], words),
     )
-    return _write(source, given, settings, settings.user_prompt, cache, progress)
+    return _write(source, given, settings, settings.user_prompt, cache, progress, cluster)
 
 
 def _write(
@@ -171,6 +178,7 @@ def _write(
     prompt: str,
     cache: Path | None,
     progress: Progress | None,
+    cluster: "Cluster | None",
 ) -> ProfileResult:
     rows = range(len(source.raw_ids))
     counts: dict[str, float] = {"rows_computed": len(rows), "rows_reused": 0}
@@ -182,7 +190,8 @@ def _write(
         case "given":
             profiles = _given_profiles(source, given, settings.prompt_words)
         case "openai" | "vllm":
-            profiles, counts = _answered_profiles(source, load_template(prompt, source.kind), settings, cache, progress)
+            template, model = load_template(prompt, source.kind), _chat_model(settings, cluster)
+            profiles, counts = _answered_profiles(source, template, *model, cache, progress)
     return _result(source.kind, profiles, counts)
 
 
@@ -205,10 +214,14 @@ def _given_profiles(source: _Source, given: pl.DataFrame | None, words: int) -> 
 
 
 def _answered_profiles(
-    source: _Source, template: Template, settings: ProfileSettings, cache: Path | None, progress: Progress | None
+    source: _Source,
+    template: Template,
+    model: ChatModel,
+    budget: Budget,
+    cache: Path | None,
+    progress: Progress | None,
 ) -> tuple[list[Profile], dict[str, float]]:
     """A profile from the model for each row that has any text."""
-    model, budget = _chat_model(settings)
     cut: dict[int, int] = {}
 
     def prompt(row: int) -> str | None:
@@ -232,15 +245,19 @@ def _answered_profiles(
     return profiles, answered.counts | cuts
 
 
-def _chat_model(settings: ProfileSettings) -> tuple[ChatModel, Budget]:
+def _chat_model(settings: ProfileSettings, cluster: "Cluster | None") -> tuple[ChatModel, Budget]:
     """The model that the settings name, and how long its prompts may be."""
     if settings.tokenizer is None:
         return OpenAIChat(settings), Budget(settings.prompt_words)
     from pipeline.profiles.tokens import ChatTokenizer
-    from pipeline.profiles.vllm import VLLMChat
 
     tokenizer = ChatTokenizer(settings)
-    model = VLLMChat(settings, tokenizer) if settings.backend == "vllm" else OpenAIChat(settings)
+    if settings.backend == "openai":
+        return OpenAIChat(settings), tokenizer.budget
+    from pipeline.profiles.spread import SpreadChat
+    from pipeline.profiles.vllm import VLLMChat
+
+    model = VLLMChat(settings, tokenizer) if cluster is None else SpreadChat(settings, cluster)
     return model, tokenizer.budget
 
 

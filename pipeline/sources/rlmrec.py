@@ -32,7 +32,7 @@ def read(source: RlmrecSource, writer: RawWriter, downloads: Path, progress: Pro
         return
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # a damaged archive fails in many ways
         raise SourceError(f"{path}: neither a folder nor a zip archive ({error})") from error
     with archive:
         _read(lambda name: _load_member(archive, path, source.member, name), writer, progress)
@@ -42,13 +42,15 @@ def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise SourceError(f"{path}: no such file; the folder must hold {', '.join(_names())}")
     with path.open("rb") as file:
-        return load_pickle(file, str(path))
+        return load_pickle(file, path.stat().st_size, str(path))
 
 
 def _load_member(archive: zipfile.ZipFile, path: Path, folder: str | None, name: str) -> Any:
     """Load one file of the dataset whose folder in the archive is `folder`, or is the only one to end in it."""
     found = {
-        str(PurePosixPath(entry).parent): entry for entry in archive.namelist() if PurePosixPath(entry).name == name
+        str(PurePosixPath(entry.filename).parent): entry
+        for entry in archive.infolist()
+        if PurePosixPath(entry.filename).name == name
     }
     wanted = folder or "."
     chosen = [wanted] if wanted in found else [known for known in found if known.endswith(f"/{wanted}")]
@@ -57,8 +59,14 @@ def _load_member(archive: zipfile.ZipFile, path: Path, folder: str | None, name:
             f"{path}: {len(chosen)} folders of the archive are {wanted} and hold {name}; set source.member to one of "
             f"its datasets: {', '.join(sorted(found)) or 'there is none'}"
         )
-    with archive.open(found[chosen[0]]) as file:
-        return load_pickle(file, f"{path}:{found[chosen[0]]}")
+    entry = found[chosen[0]]
+    where = f"{path}:{entry.filename}"
+    try:
+        file = archive.open(entry)
+    except Exception as error:  # damaged, encrypted, packed in another way
+        raise SourceError(f"{where}: cannot be unpacked ({error}); get the archive again") from error
+    with file:
+        return load_pickle(file, entry.file_size, where)
 
 
 def _names() -> list[str]:
@@ -84,9 +92,14 @@ def _report(progress: Progress | None, done: int, total: int) -> int:
 def _read_matrix(matrix: Any, split: str, name: str, writer: RawWriter) -> None:
     if not hasattr(matrix, "tocoo"):
         raise SourceError(f"{name}: expected a scipy sparse matrix, found {type(matrix).__name__}")
-    pairs = matrix.tocoo()
-    held = np.flatnonzero(pairs.data)
-    users, items = pairs.row[held].tolist(), pairs.col[held].tolist()
+    try:
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)  # a pickle can hold pointers past the end, and C code follows them
+        pairs = matrix.tocoo()
+        held = np.flatnonzero(pairs.data)
+        users, items = pairs.row[held], pairs.col[held]
+    except Exception as error:  # whatever its parts are that do not fit together
+        raise SourceError(f"{name}: a damaged matrix ({type(error).__name__}: {error}); get it again") from error
     writer.count(name, len(users))
     for user, item in zip(users, items, strict=True):
         writer.add("reviews", (str(user), str(item), None, None, None, None, split))
@@ -97,8 +110,10 @@ def _read_profiles(profiles: Any, kind: str, name: str, writer: RawWriter) -> No
         raise SourceError(f"{name}: expected a dictionary of profiles, found {type(profiles).__name__}")
     for line, (key, value) in enumerate(profiles.items(), start=1):
         writer.count(name)
-        profile = text(value.get("profile") if isinstance(value, dict) else value)
+        found = value.get("profile") if isinstance(value, dict) else value
+        # Only text, also in the quarantine: written out, lists that hold one another take up any amount of memory.
+        profile = text(found) if isinstance(found, str) else None
         if profile is None:
-            writer.reject(name, line, "missing profile", f"{key}: {value}")
+            writer.reject(name, line, "missing profile", str(key))
         else:
             writer.add("profiles", (kind, str(key), profile))

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.settings import TableFile, TablesSource
 from pipeline.sources import Progress, SourceError
 from pipeline.sources.download import fetch
 from pipeline.sources.fields import identifier, is_unicode, labels, number, seconds, text
-from pipeline.sources.lines import TELL_EVERY, BadRow, ByteProgress, open_stream, records
+from pipeline.sources.lines import MAX_LINE_BYTES, TELL_EVERY, BadRow, ByteProgress, open_stream, records
 from pipeline.sources.writer import RawWriter
 
 PARQUET_ROWS = 10_000
@@ -177,7 +178,7 @@ def _csv_rows(table: _Table, delimiter: str) -> Iterator[tuple[int, Values]]:
         # A byte that is not UTF-8 becomes half a surrogate pair, which rejects its row alone.
         io.TextIOWrapper(content, "utf-8-sig", "surrogateescape", newline="") as lines,
     ):
-        reader = csv.reader(lines, delimiter=delimiter)
+        reader = csv.reader(_csv_lines(lines, table.path), delimiter=delimiter)
         try:
             for count, row in enumerate(_csv_fields(table, reader, delimiter)):
                 if count % TELL_EVERY == 0:
@@ -186,6 +187,16 @@ def _csv_rows(table: _Table, delimiter: str) -> Iterator[tuple[int, Values]]:
         except csv.Error as error:
             place = f"{table.path}, line {reader.line_num}"
             raise SourceError(f"{place}: {error}; is a quotation mark left open?") from error
+
+
+def _csv_lines(lines: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    """Lines with their ends; `csv` by itself would hold one of any length."""
+    number = 1
+    while line := lines.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise SourceError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} characters; mend or remove it")
+        yield line
+        number += 1
 
 
 def _csv_fields(table: _Table, reader: Any, delimiter: str) -> Iterator[tuple[int, Values]]:
@@ -219,11 +230,16 @@ def _parquet_rows(table: _Table) -> Iterator[tuple[int, Values]]:
                 yield line, {ours: record[theirs] for ours, theirs in names.items()}
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; what cannot be read of it is told as such, also later, while it is open."""
     try:
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise SourceError(f"{path}: not a readable Parquet file ({error})") from error
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path}: not a readable Parquet file ({error}); get it again") from error
 
 
 def _ending(path: Path) -> str:
@@ -243,8 +259,9 @@ def _take_images(table: _Table) -> None:
     with _open_parquet(table.path) as parquet:
         names = table.names(parquet.schema_arrow.names)
         kind = parquet.schema_arrow.field(names["vector"]).type
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-            raise SourceError(f"{table.path}: column {names['vector']} holds {kind}, not lists of floats")
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+            raise SourceError(f"{table.path}: column {names['vector']} holds {kind}, not lists of numbers")
         for batch in parquet.iter_batches(IMAGE_ROWS, columns=list(names.values())):
             keys, vectors = batch.column(names["item"]).to_pylist(), batch.column(names["vector"])
             if size is None:
@@ -278,7 +295,8 @@ def _add_images(table: _Table, done: int, keys: list[Any], vectors: Any, size: i
 def _vector(value: Any, size: int | None) -> np.ndarray:
     if not value.is_valid or size is None or len(value.values) != size:
         raise BadRow("vector is missing or of another length than the first one")
-    found = value.values.to_numpy(zero_copy_only=False).astype(np.float32)  # nulls become NaN
+    with np.errstate(over="ignore"):  # what no float32 holds becomes infinite, nulls become NaN
+        found = value.values.to_numpy(zero_copy_only=False).astype(np.float32)
     if not np.isfinite(found).all():
         raise BadRow("vector is not finite")
     return found

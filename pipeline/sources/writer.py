@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.parquet import atomic_path
+from pipeline.parquet import atomic_path, seal
 from pipeline.sources import RawTables, SourceError
 
 BATCH_ROWS = 50_000
@@ -133,8 +133,9 @@ class RawWriter:
                 self._write(table, SCHEMAS[table].empty_table())
         if "images" not in self._writers:
             self._write("images", images_schema(1).empty_table())
-        for writer in self._writers.values():
+        for table, writer in self._writers.items():
             writer.close()
+            seal(self._temporary[table])
         self._writers.clear()
         self._check_bad_shares()
         return RawTables(

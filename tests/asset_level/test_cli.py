@@ -38,7 +38,7 @@ def mistake(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 def test_help_teaches():
     listing = scale("--help")
-    for command in ("run", "status", "refresh", "cache", "compare", "recommend", "datasets", "ui"):
+    for command in ("run", "status", "refresh", "cache", "compare", "recommend", "serve", "datasets", "ui"):
         assert command in listing
         assert "--help" in scale(command, "--help")
     assert "training.epochs=50" in scale("run", "--help")
@@ -111,6 +111,9 @@ def test_the_caches_are_shown_and_pruned(shop, open_pipeline):
         (["refresh"], "nothing has been made yet; start with: scale run --dataset demo"),
         (["refresh", "--set", "subspace.sparsity"], "KEY=VALUE"),
         (["cache"], "no row cache under"),
+        (["serve", "-d", "tiny", "--port", "0"], "tiny has no users yet; start with: scale run --dataset tiny"),
+        (["serve", "-d", "tiny", "-m", "lightgnc"], "did you mean lightgcn?"),
+        (["serve", "-d", "tiny", "--port", "70000"], "less than or equal to 65535"),
         (["run", "-d", "dmo"], "there is no dataset 'dmo'"),
         (["run", "-d", "tiny", "-m", "lightgnc"], "lightgcn"),
         (["run", "-d", "tiny", "--set", "subspace.sparsiti=3"], "did you mean sparsity"),
@@ -149,8 +152,38 @@ def test_the_packages_are_the_projects_own():
     assert settings["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["pipeline", "assets", "model"]
 
 
-def test_help_needs_no_heavy_import():
-    script = "import sys; sys.argv = ['scale', '--help']; from assets.cli import app; app(standalone_mode=False); "
-    script += "print(sorted({'torch', 'dagster', 'polars', 'mlflow', 'numba'} & set(sys.modules)))"
+HEAVY = {"torch", "numba", "sklearn", "matplotlib", "plotly", "optuna", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spared"),
+    [
+        (["--help"], HEAVY | {"dagster", "polars", "mlflow"}),
+        (["status", "-d", "tiny"], HEAVY | {"mlflow", "pandas"}),
+        (["compare", "-d", "tiny"], HEAVY | {"dagster"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_only_looks_imports_nothing_heavy(arguments, spared, finished):
+    script = f"import sys; sys.argv = ['scale', *{arguments}]; from assets.cli import app; app(standalone_mode=False); "
+    script += f"print(sorted({spared} & set(sys.modules)))"
     shown = subprocess.check_output([sys.executable, "-c", script], text=True, env=os.environ)
     assert shown.strip().endswith("[]")
+
+
+def test_a_folder_of_datasets_that_is_not_there_is_named(tmp_path):
+    command = [sys.executable, "-c", "from assets.cli import main; main()", "datasets"]
+    environment = os.environ | {"SCALE_DATASETS": str(tmp_path / "nowhere")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    said = " ".join(ended.stderr.split())
+    assert said.startswith("error: SCALE_DATASETS names")
+    assert said.endswith("which is not a folder")
+
+
+def test_results_are_shown_at_the_cut_offs_that_were_measured():
+    from assets.terminal import results_table
+
+    row = {"run": "SCALE", "recall_at_20": 0.4, "ndcg_at_5": 0.1, "recall_at_5": 0.2, "valid_recall_at_3": 1.0}
+    table = results_table([row], {}, "Test")
+    assert [str(column.header) for column in table.columns][3:] == ["R@5", "R@20", "N@5"]

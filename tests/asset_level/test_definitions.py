@@ -3,7 +3,9 @@ import subprocess
 import sys
 
 import dagster as dg
+import yaml
 
+from assets import home
 from assets.definitions import defs
 from assets.partitions import DATASETS
 from assets.training import model_groups
@@ -121,12 +123,33 @@ def test_jobs_cover_every_stage_and_each_has_one_set_of_partitions():
     assert "demo|scale" in jobs["train_on_semantic_graph"].partitions_def.get_partition_keys()
 
 
+def test_one_run_at_a_time_takes_the_gpu():
+    takes = {
+        "item_profiles",
+        "user_profiles",
+        "item_text_embeddings",
+        "user_text_embeddings",
+        "modality_study",
+        *STUDIES,
+    }
+    takes |= {name for name in EXPECTED if name.endswith(("subspace_graph", "similarity_graph", "/trained_model"))}
+    takes |= {f"{group}/replicates" for group in GROUPS}
+    pools = {key.to_user_string(): GRAPH.get(key).pools or set() for key in GRAPH.materializable_asset_keys}
+    together = {"item_profile_failures", "user_profile_failures"}  # come with the profiles
+    together |= {f"{group}/{name}" for group in GROUPS for name in ("user_metrics", "replicate_runs")}
+    assert {name for name, found in pools.items() if found == {"gpu"}} == takes | together
+    assert not any(found for name, found in pools.items() if name not in takes | together)
+    settings = yaml.safe_load((home.PROJECT / "dagster.yaml").read_text())["concurrency"]
+    assert settings["pools"] == {"granularity": "run", "default_limit": 1}
+
+
 def test_import_loads_nothing_heavy():
     script = "import json, sys, assets.definitions; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.check_output([sys.executable, "-c", script], text=True))
     heavy = {
         "torch",
         "numba",
+        "ray",
         "sklearn",
         "mlflow",
         "sentence_transformers",
@@ -134,5 +157,7 @@ def test_import_loads_nothing_heavy():
         "matplotlib",
         "plotly",
         "vllm",
+        "fastapi",
+        "uvicorn",
     }
     assert heavy.isdisjoint(loaded)

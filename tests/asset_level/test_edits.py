@@ -1,6 +1,7 @@
 """After an edit exactly what it changes is recomputed: real Dagster runs, counting what executed."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,27 +11,20 @@ import polars as pl
 import pytest
 
 from assets.automation import refresh_job, refresh_sensor
+from assets.nodes import Node
 from assets.storage import stored_path
 from assets.versions import latest
+from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
 
 RAW = {"raw_reviews", "raw_items", "raw_profiles", "raw_images", "quarantine"}
 TABLES = {"users", "items", "item_metadata", "interactions"}
 ITEM_PROFILES = {"item_profiles", "item_profile_failures"}
-USER_PROFILES = {"user_profiles", "user_profile_failures"}
 SUBSPACE = {"user_subspace_graph", "item_subspace_graph", "user_item_subspace_graph"}
-OF_USERS = {
-    "user_text_embeddings",
-    "user_subspace_graph",
-    "user_item_subspace_graph",
-    "user_similarity_graph",
-    "user_item_similarity_graph",
-    "semantic_graph",
-}
 OF_ITEMS = {"item_text_embeddings", "item_subspace_graph", "item_text_similarity_graph"}
 
 
 def trained(model: str) -> set[str]:
-    return {f"{asset} ({model})" for asset in ("trained_model", "user_metrics", "recommendations")}
+    return {f"{asset} ({model})" for asset in OF_A_MODEL}
 
 
 @pytest.fixture
@@ -177,6 +171,25 @@ def test_a_damaged_file_is_noticed_and_made_again(shop, edited, name: str, damag
     assert states[name].status == "missing"
     assert str(path) in states[name].reasons[0]
     assert edited.run("shop") == {name, *(USER_PROFILES if name in USER_PROFILES else ())}
+    assert path.read_bytes() == whole
+    assert shop.language_model.asked() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [("user_text_embeddings", {"subspace__user_sparsity": 3}), ("user_profiles", {"embeddings__dimensions": 20})],
+)
+def test_a_bit_that_flips_on_the_disk_is_noticed_when_it_is_read(shop, edited, name: str, edit: dict[str, int]):
+    path = stored_path(dg.AssetKey(name), "shop")
+    whole, times = path.read_bytes(), path.stat()
+    flip_a_bit(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert edited.refresh("shop").states()[Node(dg.AssetKey(name), "shop")].status == "fresh"
+    news: list[str] = []
+    ran = {each.node.name for each in edited.refresh("shop", **edit).run(on_wait=news.append).ran}
+    assert name in ran
+    assert "recommendations (scale)" in ran
+    assert [str(path) in text for text in news] == [True]
     assert path.read_bytes() == whole
     assert shop.language_model.asked() == (0, 0)
 

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 
 from assets.comparisons import TABLE_1, TABLE_2, paper_table
 from assets.home import store
+from assets.metrics import ranking_metrics
 from assets.settings import dataset
 from assets.studies import cohesion, with_category
 from pipeline import parquet
@@ -146,6 +147,14 @@ def test_a_second_report_trains_nothing_and_an_edit_what_it_reaches(reported, tm
     with open_pipeline(copied) as pipeline:
         assert refresh(pipeline).run().ran == []
 
+        page = copied / "reports" / "tiny" / "report.html"
+        written = page.read_bytes()
+        shutil.rmtree(page.parent)
+        assert [(ran.node.name, ran.why) for ran in refresh(pipeline).run().ran] == [
+            ("report", f"its page is gone ({page})")
+        ]
+        assert page.read_bytes() == written
+
         before = trials()
         ran = {ran.node.name for ran in refresh(pipeline, models__lightgcn={"layers": 1}).run().ran}
         assert {"replicates (lightgcn)", "comparison", "report"} <= ran
@@ -207,6 +216,12 @@ def test_a_table_of_the_paper_shows_what_was_published_and_the_difference_to_our
     others = found.filter(pl.col("system") != "LightGCN")
     assert others["system"].n_unique() == len(TABLE_1) - 1
     assert others["ours"].null_count() == others.height
+    # What is told is what the terminal shows, in its order, whatever cut-offs were measured.
+    cuts = {name: [0.1, 0.2, 0.3, 0.2] for name in ("ndcg_at_50", "recall_at_50", "recall_at_20")}
+    more = paper_table(TABLE_1, {"lightgcn": pl.DataFrame({**users, **cuts})}, dataset("baby"), "")
+    shown = more.filter(pl.col("system") == "LightGCN")["metric"].to_list()
+    assert shown == ranking_metrics([*shown, "seconds", "recall_at_20"])
+    assert {"recall_at_10", "recall_at_50", "ndcg_at_50"} <= set(shown)
     assert paper_table(TABLE_2, ours, dataset("baby"), "").is_empty()  # which has other datasets
     assert paper_table(TABLE_1, ours, dataset("tiny"), "").is_empty()
     two = paper_table(TABLE_2, {}, dataset("book"), "")["system"].unique().to_list()

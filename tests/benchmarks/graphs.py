@@ -35,10 +35,11 @@ def small_budget(size: Shape) -> float:
 
 def neighbours(size: Shape, memory_gb: float) -> Job:
     """Top-k of every user among all users, from the features alone."""
+    from pipeline.graphs.execution import Execution
     from pipeline.graphs.knn import nearest
 
     features = users(size)
-    return lambda: nearest(features, None, size.dictionary, memory_gb).ids
+    return lambda: nearest(features, None, size.dictionary, Execution(memory_gb=memory_gb)).ids
 
 
 def faiss_neighbours(size: Shape) -> Job:
@@ -107,11 +108,12 @@ def spams_pursuit(size: Shape) -> Job:
 
 def whole_graph(size: Shape, kind: str, memory_gb: float) -> Job:
     """A subspace graph from features: neighbours and pursuit."""
+    from pipeline.graphs.execution import Execution
     from pipeline.graphs.omp import subspace_graph
 
     items = made.features(size.items, size.text, seed=2)
     targets, candidates = {"user": (users(size), None), "item": (items, None), "user-item": (users(size), items)}[kind]
-    return lambda: subspace_graph(targets, candidates, size.dictionary, SPARSITY, memory_gb)
+    return lambda: subspace_graph(targets, candidates, size.dictionary, SPARSITY, Execution(memory_gb=memory_gb))
 
 
 JOBS: dict[str, Callable[[Shape], Job]] = {

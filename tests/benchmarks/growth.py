@@ -91,6 +91,7 @@ def make(path: Path, rows: int, dimensions: int, seed: int) -> None:
 def measure(point: Point, folder: Path) -> dict[str, Any]:
     """Make one graph as its stage does; `seconds`, `peak_gb`, `recall` of an index, `measured` (how much)."""
     from pipeline import parquet
+    from pipeline.graphs.execution import Execution
     from pipeline.graphs.knn import similarity_graph
     from pipeline.graphs.omp import subspace_graph
     from pipeline.graphs.products import memory_left
@@ -117,15 +118,13 @@ def measure(point: Point, folder: Path) -> dict[str, Any]:
 
     features = targets.nbytes + (0 if candidates is None else candidates.nbytes)
     memory_gb = memory_left(point.budget_gb, features, lambda text: print(text, file=sys.stderr))
-    shared: dict[str, Any] = {
-        "memory_gb": memory_gb, "progress": progress, "index": IndexSettings(above=point.above), "report": report,
-    }  # fmt: skip
+    how = Execution(memory_gb, index=IndexSettings(above=point.above), progress=progress, report=report)
     try:
         if point.stage == "similarity":
-            graph = similarity_graph(targets, candidates, SimilaritySettings().neighbours, **shared)
+            graph = similarity_graph(targets, candidates, SimilaritySettings().neighbours, how)
         else:
             sizes = SubspaceSettings()
-            graph = subspace_graph(targets, candidates, sizes.dictionary_size, sizes.sparsity, **shared)
+            graph = subspace_graph(targets, candidates, sizes.dictionary_size, sizes.sparsity, how)
         parquet.write_graph(graph, folder / "graph.parquet")
     except Enough:
         pass
@@ -155,15 +154,16 @@ def _clocks() -> np.ndarray:
 def _compile(path: Path) -> None:
     """Load every kernel, by an index of a few rows."""
     from pipeline import parquet
+    from pipeline.graphs.execution import Execution
     from pipeline.graphs.knn import similarity_graph
     from pipeline.graphs.omp import subspace_graph
     from pipeline.settings import IndexSettings
 
     few = parquet.read_array(path)
     for index in (IndexSettings(above=1), None):
-        similarity_graph(few, None, 5, index=index)
+        similarity_graph(few, None, 5, Execution(index=index))
         for memory_gb in (1e-9, 1.0):
-            subspace_graph(few, None, 40, 10, memory_gb, index=index)
+            subspace_graph(few, None, 40, 10, Execution(memory_gb=memory_gb, index=index))
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan

@@ -1,4 +1,4 @@
-"""How soon the commands answer, each in a process of its own: imports, help, and a refresh with nothing to do.
+"""How soon the commands answer, each in a process of its own: imports, help, looks, and a refresh with nothing to do.
 
     python tests/benchmarks/startup.py [--quick] [--rounds 5] [--out docs/benchmarks/startup.json]
 
@@ -38,6 +38,8 @@ def main() -> None:
         "a bare Python": [sys.executable, "-c", "pass"],
         "import assets.definitions": [sys.executable, "-c", "import assets.definitions"],
         "scale --help": [*SCALE, "--help"],
+        "scale status": [*SCALE, "status", "--dataset", dataset],
+        "scale compare": [*SCALE, "compare", "--dataset", dataset],
         "scale refresh, nothing to do": [*SCALE, "refresh", "--dataset", dataset],
     }
     with TemporaryDirectory() as home:
@@ -52,7 +54,7 @@ def main() -> None:
                 measured.begin(name, turn, arguments.rounds)
                 seconds, peak = timed(command, environment)
                 measured.add(name, seconds, peak)
-    bare, imported, helped, refreshed = measured.seconds.values()
+    bare, imported, helped, status, compared, refreshed = measured.seconds.values()
     beyond = [a - b for a, b in zip(refreshed, bare, strict=True)]
     content = results.result(
         "Start-up",
@@ -63,6 +65,8 @@ def main() -> None:
         rows=[
             results.row("import assets.definitions", "the whole process", "s", imported, 3.0, "at most"),
             results.row("scale --help", "the whole process", "s", helped, 0.5, "at most"),
+            results.row("scale status", "the whole process", "s", status, 2.0, "at most"),
+            results.row("scale compare", "the whole process", "s", compared, 2.0, "at most"),
             results.row("scale refresh, nothing to do", "beyond a bare Python", "s", beyond, 5.0, "at most"),
         ],
     )

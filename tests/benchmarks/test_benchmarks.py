@@ -1,6 +1,8 @@
 """The benchmark suite's own logic, and its scripts at a small shape; nothing here is about time."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import made, mmrec, report, results, workers
+from tests.benchmarks import made, mmrec, plan, report, results, workers
 from tests.benchmarks.results import Row
 from tests.benchmarks.workers import Measured
 
 FOLDER = Path(__file__).parent
+DOCS = FOLDER.parents[1] / "docs"
 
 
 def content(**changes: object) -> results.Json:
@@ -124,18 +127,88 @@ def test_made_interactions_have_the_shape_that_they_say(size: made.Shape) -> Non
         assert degrees.min() >= made.FEWEST
 
 
+def test_the_documents_are_what_the_results_say(tmp_path: Path) -> None:
+    shutil.copytree(DOCS, tmp_path / "docs")
+    for script, page in (("report", "BENCHMARKS.md"), ("plan", "growth.md")):
+        before = (DOCS / page).read_text()
+        (tmp_path / "docs" / page).write_text(re.sub(r"\| [\d.,]+ \|", "| 7 |", before))
+        command = [sys.executable, str(FOLDER / f"{script}.py"), str(tmp_path / "docs")]
+        subprocess.run(command, check=True, capture_output=True)
+        assert (tmp_path / "docs" / page).read_text() == before
+    assert (tmp_path / "docs" / plan.FIGURE).stat().st_size > 10_000
+
+
+def test_a_law_finds_the_powers_that_made_its_points() -> None:
+    law = plan.Law.fitted([10, 100, 1000], [3 * size + 0.5 * size**2 for size in (10, 100, 1000)], 1, 2)
+    assert law.factors == pytest.approx((3, 0.5))
+    assert law(1e6) == pytest.approx(3e6 + 0.5e12)
+    assert law.error < 1e-6
+    assert 1.9 < law.exponent < 2
+    falling = plan.Law.fitted([10, 100], [100, 10], 0, 1)  # no factor below 0, however the points lie
+    assert min(falling.factors) >= 0
+    assert falling.error > 0.4
+
+
+def test_the_plan_grows_by_its_laws_and_in_proportion_to_what_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = plan.read(DOCS)
+    stages = {stage.name: stage for stage in plan.stages(measured)}
+    training = next(stage for name, stage in stages.items() if name.startswith("training"))
+    for stage, power in ((stages["raw reading"], 1), (stages["user profiles"], 1), (training, 2)):
+        assert stage.hours(1e9) / stage.hours(1e8) == pytest.approx(10**power, rel=0.01)
+    exact, index = (plan.graph_seconds(1e8, measured, "similarity", how) for how in (True, False))
+    assert exact > 100 * index
+    before = stages["user profiles"].hours(1e6)
+    monkeypatch.setitem(plan.ASSUMPTIONS, "prompt_rate", (2 * plan.assumed("prompt_rate"), ""))
+    monkeypatch.setitem(plan.ASSUMPTIONS, "answer_rate", (2 * plan.assumed("answer_rate"), ""))
+    after = next(stage for stage in plan.stages(measured) if stage.name == "user profiles").hours(1e6)
+    assert after == pytest.approx(before / 2)
+
+
+def test_a_page_without_a_table_is_refused() -> None:
+    text = (DOCS / plan.PAGE).read_text()
+    with pytest.raises(ValueError, match="marks the tables"):
+        plan.filled(text.replace("<!-- cost -->", ""), plan.read(DOCS))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["graphs", "training", "evaluation"])
+@pytest.mark.parametrize("script", ["graphs", "training", "evaluation", "rates", "serving"])
 def test_a_script_measures_every_job(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if script == "graphs":
         pytest.importorskip("faiss")
         pytest.importorskip("spams")
+    if script == "serving" and shutil.which("wrk") is None:
+        pytest.skip("install wrk to measure the service: apt-get install wrk")
     monkeypatch.delenv("SCALE_MMREC", raising=False)
     out = tmp_path / "out.json"
     command = [sys.executable, str(FOLDER / f"{script}.py"), "--quick", "--rounds", "1", "--out", str(out)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(out.read_text())
-    assert all(job["seconds"]["median"] > 0 and job["peak_gb"] > 0 for job in found["jobs"].values())
+    if script == "serving":
+        assert all(figure["median"] > 0 for job in found["jobs"].values() for figure in job.values())
+    else:
+        assert all(job["seconds"]["median"] > 0 and job["peak_gb"] > 0 for job in found["jobs"].values())
+    if script == "rates":
+        assert all(min(curve["seconds"]) > 0 and min(curve["peak_gb"]) > 0 for curve in found["curves"])
     assert found["rows"]
-    assert all(row["median"] is not None or "SCALE_MMREC" in row["missing"] for row in found["rows"])
+    assert all(row["median"] is not None or "set SCALE_" in row["missing"] for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_fuzzing_passes_what_is_named_and_saves_what_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    command = [sys.executable, str(FOLDER / "fuzz.py"), "--inputs", "50", "--only", "profile answer"]
+    ended = subprocess.run([*command, "--found", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.search(r"profile answer +50 inputs, +\d+ edges", ended.stdout)
+    assert not list(tmp_path.iterdir())
+    broken = (
+        "import sys; from pathlib import Path; from tests.benchmarks import fuzz\n"
+        "def check(content, folder):\n    if b'X' in content: raise KeyError('X')\n"
+        "fuzz.fuzz('broken one', fuzz.Target([b'a'], check), 100000, 1, Path(sys.argv[1]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", broken, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert ended.returncode != 0
+    (saved,) = tmp_path.iterdir()
+    assert saved.name.startswith("broken-one-crash-")
+    assert b"X" in saved.read_bytes()

@@ -105,3 +105,22 @@ def test_empty_split_is_an_error() -> None:
 def test_popularity_ranks_by_training_count() -> None:
     train = sparse(np.array([[0, 1, 1], [0, 0, 1]]))
     assert popularity(train)(torch.tensor([0, 1])).tolist() == [[0, 1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_users_whose_scores_do_not_fit_are_scored_by_halves(error: Exception, caplog: pytest.LogCaptureFixture):
+    dense, train, held_out = example(3, 50, 30, 4)
+
+    def measured(limit: int) -> dict[str, bytes]:
+        def scores(users: torch.Tensor) -> torch.Tensor:
+            if len(users) > limit:
+                raise error
+            return torch.from_numpy(dense)[users]
+
+        found = evaluate(scores, sparse(train), sparse(held_out), (5, 10))
+        return {name: values.tobytes() for name, values in found.per_user.items()}
+
+    assert measured(7) == measured(1) == measured(50)
+    assert "half as many are; the result is the same" in caplog.text
+    with pytest.raises(MemoryError, match="no memory for one user's scores of 30 items"):
+        measured(0)

@@ -207,6 +207,11 @@ def test_a_model_that_cannot_be_loaded_is_named_with_the_remedy(tmp_path: Path, 
         embed(["oven"], bert(tmp_path / "empty"), [])
 
 
+def test_a_variable_that_is_not_set_is_named(embed: Embed) -> None:
+    with pytest.raises(EmbeddingError, match=r"embeddings.model = '\$\{FOLDER\}': set this environment variable"):
+        embed(["oven"], bert(Path("${FOLDER}")), [])
+
+
 def test_a_device_that_is_not_there_is_named(bert_folder: Path, embed: Embed) -> None:
     with pytest.raises(EmbeddingError, match=r"embeddings.device = 'gpu' cannot be used.*choose auto or cpu"):
         embed(["oven"], bert(bert_folder, device="gpu"), [])

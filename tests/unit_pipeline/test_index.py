@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.graphs.execution import Execution
 from pipeline.graphs.index import SAMPLE, SEED, Index, build, cluster
 from pipeline.graphs.knn import Neighbours, nearest, similarity_graph
 from pipeline.graphs.omp import subspace_graph
@@ -37,7 +38,9 @@ def pair(same: bool) -> tuple[np.ndarray, np.ndarray | None]:
 def test_finds_the_share_that_is_asked_for_with_few_comparisons(same: bool, recall: float) -> None:
     shown: dict[str, Any] = {}
     queries, candidates = pair(same)
-    found = nearest(queries, candidates, 20, index=IndexSettings(above=1000, recall=recall), report=shown.update)
+    found = nearest(
+        queries, candidates, 20, Execution(index=IndexSettings(above=1000, recall=recall), report=shown.update)
+    )
     true = nearest(queries, candidates, 20)
     assert share_found(found.ids, true.ids) >= recall
     assert shown["compared_share"] < 0.3
@@ -50,7 +53,7 @@ def test_finds_the_share_that_is_asked_for_with_few_comparisons(same: bool, reca
 @pytest.mark.parametrize("same", [True, False])
 def test_what_is_found_has_the_exact_similarity_and_order(same: bool) -> None:
     queries, candidates = pair(same)
-    found, everyone = nearest(queries, candidates, 20, index=INDEXED), nearest(queries, candidates, 1999)
+    found, everyone = nearest(queries, candidates, 20, Execution(index=INDEXED)), nearest(queries, candidates, 1999)
     table = np.zeros((3000, 3000), np.float32)
     np.put_along_axis(table, everyone.ids.astype(int), everyone.similarities, axis=1)
     np.testing.assert_array_equal(found.similarities, np.take_along_axis(table, found.ids.astype(int), axis=1))
@@ -82,63 +85,65 @@ def searched(index: Index, left: np.ndarray, right: np.ndarray, k: int) -> Neigh
 @pytest.mark.parametrize("same", [True, False])
 def test_memory_and_threads_leave_every_bit_as_it_is(same: bool) -> None:
     queries, candidates = planted(900, 0), None if same else planted(700, 1)
-    whole = nearest(queries, candidates, 20, index=INDEXED)
+    whole = nearest(queries, candidates, 20, Execution(index=INDEXED))
     for memory_gb, threads in ((TINY, 1), (0.0005, 2), (4.0, 1)):
-        parts = nearest(queries, candidates, 20, memory_gb, threads, index=INDEXED)
+        parts = nearest(queries, candidates, 20, Execution(memory_gb=memory_gb, threads=threads, index=INDEXED))
         np.testing.assert_array_equal(whole.ids, parts.ids)
         np.testing.assert_array_equal(whole.similarities, parts.similarities)
-    graph = subspace_graph(queries, candidates, 20, 5, index=INDEXED)
-    assert (graph != subspace_graph(queries, candidates, 20, 5, TINY, 1, index=INDEXED)).nnz == 0
+    graph = subspace_graph(queries, candidates, 20, 5, Execution(index=INDEXED))
+    assert (
+        graph != subspace_graph(queries, candidates, 20, 5, Execution(memory_gb=TINY, threads=1, index=INDEXED))
+    ).nnz == 0
 
 
 @pytest.mark.parametrize("k", [60, 299])
 def test_more_neighbours_than_a_cluster_has_members(k: int) -> None:
     features = planted(300, 2)
     assert cluster(unit_rows(features, "features").units, 1e8).sizes.max() < 60
-    found = nearest(features, None, k, index=INDEXED).ids
+    found = nearest(features, None, k, Execution(index=INDEXED)).ids
     assert (np.sort(found, axis=1) >= 0).all()
     assert all(np.unique(row).size == k and own not in row for own, row in enumerate(found))
-    across = nearest(features[:50], features[50:], 250, index=INDEXED).ids  # as many as there are
+    across = nearest(features[:50], features[50:], 250, Execution(index=INDEXED)).ids  # as many as there are
     np.testing.assert_array_equal(np.sort(across, axis=1), np.tile(np.arange(250), (50, 1)))
 
 
 def test_duplicates_tie_exactly_and_go_to_the_lower_index() -> None:
     rng = np.random.default_rng(3)
     groups = rng.integers(0, 30, 1500)
-    found = nearest(rng.standard_normal((30, 31))[groups], None, 100, index=INDEXED)
+    found = nearest(rng.standard_normal((30, 31))[groups], None, 100, Execution(index=INDEXED))
     tied = found.similarities[:, :-1] == found.similarities[:, 1:]
     assert (found.ids[:, :-1] < found.ids[:, 1:])[tied].all()
     for row in range(0, 1500, 50):
         twins = np.flatnonzero(groups == groups[row])
         twins = twins[twins != row][:100]
         np.testing.assert_array_equal(found.ids[row, : twins.size], twins)
-    ones = nearest(np.ones((2000, 5)), None, 3, index=INDEXED)
+    ones = nearest(np.ones((2000, 5)), None, 3, Execution(index=INDEXED))
     np.testing.assert_array_equal(ones.ids[[0, 1, 1999]], [[1, 2, 3], [0, 2, 3], [0, 1, 2]])
 
 
 def test_zero_rows_have_no_neighbours_and_are_nobodys() -> None:
     features = planted(400, 4)
     features[::4] = 0.0
-    found = nearest(features, None, 10, index=INDEXED)
+    found = nearest(features, None, 10, Execution(index=INDEXED))
     assert (found.ids[::4] == -1).all()
     others = np.setdiff1d(np.arange(400), np.arange(0, 400, 4))
     assert (found.ids[others] % 4 != 0).all()
-    assert subspace_graph(features, None, 30, 4, index=INDEXED).sum(axis=1)[::4].sum() == 0
+    assert subspace_graph(features, None, 30, 4, Execution(index=INDEXED)).sum(axis=1)[::4].sum() == 0
 
 
 @pytest.mark.parametrize("above", [400, 399])
 def test_few_candidates_are_searched_exactly(above: int) -> None:
     features, shown = planted(400, 5), {}
     settings = IndexSettings(above=above, recall=0.05)
-    found = nearest(features, None, 50, index=settings, report=shown.update)
+    found = nearest(features, None, 50, Execution(index=settings, report=shown.update))
     assert bool(shown) == (above < 400)
     assert (found.ids == nearest(features, None, 50).ids).all() == (above == 400)
-    assert similarity_graph(features, None, 50, index=settings).nnz == 400 * 50
+    assert similarity_graph(features, None, 50, Execution(index=settings)).nnz == 400 * 50
 
 
 def test_one_query() -> None:
     candidates = planted(500, 6)
-    found = nearest(candidates[:1], candidates, 5, index=INDEXED)
+    found = nearest(candidates[:1], candidates, 5, Execution(index=INDEXED))
     assert found.ids[0, 0] == 0
 
 
@@ -146,8 +151,8 @@ def test_one_query() -> None:
 def test_a_dictionary_is_what_the_index_finds(same: bool) -> None:
     queries, candidates = pair(same)
     shown: dict[str, Any] = {}
-    graph = subspace_graph(queries, candidates, 40, 6, index=INDEXED, report=shown.update)
-    found, true = (nearest(queries, candidates, 40, index=index).ids for index in (INDEXED, None))
+    graph = subspace_graph(queries, candidates, 40, 6, Execution(index=INDEXED, report=shown.update))
+    found, true = (nearest(queries, candidates, 40, Execution(index=index)).ids for index in (INDEXED, None))
     exact = subspace_graph(queries, candidates, 40, 6)
     complete = 0
     for row in range(0, 3000, 7):

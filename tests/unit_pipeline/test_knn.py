@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pipeline.graphs.execution import Execution
 from pipeline.graphs.knn import nearest, similarity_graph
 from pipeline.graphs.products import nearest_by_sweep, unit_rows
 
@@ -60,7 +61,10 @@ def test_memory_and_threads_leave_every_bit_as_it_is(memory_gb: float, same: boo
     rng = np.random.default_rng(1)
     features = rng.standard_normal((1030, 70)).astype(np.float32)
     candidates = None if same else rng.standard_normal((970, 70)).astype(np.float32)
-    whole, parts = nearest(features, candidates, 50), nearest(features, candidates, 50, memory_gb, threads=1)
+    whole, parts = (
+        nearest(features, candidates, 50),
+        nearest(features, candidates, 50, Execution(memory_gb=memory_gb, threads=1)),
+    )
     np.testing.assert_array_equal(whole.ids, parts.ids)
     np.testing.assert_array_equal(whole.similarities, parts.similarities)
 
@@ -80,7 +84,7 @@ def test_duplicates_tie_exactly_and_go_to_the_lower_index(memory_gb: float) -> N
     rng = np.random.default_rng(3)
     originals = rng.standard_normal((40, 31))
     features = originals[rng.integers(0, 40, 1500)]  # each text about 37 times, all over the tiles
-    found = nearest(features, None, 100, memory_gb)
+    found = nearest(features, None, 100, Execution(memory_gb=memory_gb))
     assert (found.similarities[:, :-1] >= found.similarities[:, 1:]).all()
     tied = found.similarities[:, :-1] == found.similarities[:, 1:]
     assert tied.mean() > 0.9
@@ -103,7 +107,7 @@ def test_sweep_of_a_large_set_equals_blocks(case: str) -> None:
     elif case == "misleading sample":
         features[::8] = features[0]  # the rows that the sample consists of
         features[1::8] = -features[0]
-    swept, blocks = nearest(features, None, 9), nearest(features, None, 9, memory_gb=0.03, threads=1)
+    swept, blocks = nearest(features, None, 9), nearest(features, None, 9, Execution(memory_gb=0.03, threads=1))
     np.testing.assert_array_equal(swept.ids, blocks.ids)
     np.testing.assert_array_equal(swept.similarities, blocks.similarities)
     whole = nearest_by_sweep(unit_rows(features, "features").units, 9, 4e9, None)
@@ -170,7 +174,10 @@ def test_wrong_arguments_are_named() -> None:
 def test_progress_reaches_the_total() -> None:
     calls: list[tuple[int, int]] = []
     nearest(
-        np.random.default_rng(5).standard_normal((100, 8)), None, 3, TINY, progress=lambda *call: calls.append(call)
+        np.random.default_rng(5).standard_normal((100, 8)),
+        None,
+        3,
+        Execution(memory_gb=TINY, progress=lambda *call: calls.append(call)),
     )
     assert calls == [(done, 100) for done in range(1, 101)]
 
@@ -179,7 +186,7 @@ def test_thread_count_is_put_back() -> None:
     from numba import get_num_threads
 
     before = get_num_threads()
-    nearest(np.ones((5, 2)), None, 1, threads=1)
+    nearest(np.ones((5, 2)), None, 1, Execution(threads=1))
     assert get_num_threads() == before
 
 

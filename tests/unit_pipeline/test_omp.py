@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
 from sklearn.linear_model import orthogonal_mp
 
+from pipeline.graphs.execution import Execution
 from pipeline.graphs.knn import nearest
 from pipeline.graphs.omp import subspace_graph
 
@@ -77,7 +78,7 @@ def scikit_learn_supports(same: bool) -> tuple[np.ndarray, np.ndarray | None, li
 @pytest.mark.parametrize("memory_gb", [4.0, TINY])
 def test_supports_equal_scikit_learn(same: bool, memory_gb: float) -> None:
     targets, candidates, supports = scikit_learn_supports(same)
-    graph = subspace_graph(targets, candidates, 200, 10, memory_gb)
+    graph = subspace_graph(targets, candidates, 200, 10, Execution(memory_gb=memory_gb))
     assert sum(support(graph, row) == supports[row] for row in range(200)) >= 199
 
 
@@ -101,7 +102,7 @@ def test_degenerate_dictionaries_equal_the_reference(case: str, memory_gb: float
     elif case == "low rank":
         features = rng.integers(-4, 5, (60, 3)).astype(float) @ rng.standard_normal((3, 20))
     units = unit(features)
-    graph = subspace_graph(features, None, dictionary_size, sparsity, memory_gb)
+    graph = subspace_graph(features, None, dictionary_size, sparsity, Execution(memory_gb=memory_gb))
     dictionaries = nearest(features, None, dictionary_size).ids
     for row in range(len(features)):
         expected = reference(units[row], {int(c): units[c] for c in dictionaries[row] if c >= 0}, sparsity)
@@ -147,7 +148,7 @@ def test_support_stays_inside_the_planted_subspace(memory_gb: float) -> None:
     rng = np.random.default_rng(4)
     bases = [np.linalg.qr(rng.standard_normal((60, 3)))[0] for _ in range(6)]
     features = np.concatenate([rng.standard_normal((50, 3)) @ basis.T for basis in bases])
-    graph = subspace_graph(features, None, 800, 10, memory_gb)
+    graph = subspace_graph(features, None, 800, 10, Execution(memory_gb=memory_gb))
     rows = np.repeat(np.arange(300), np.diff(graph.indptr))
     np.testing.assert_array_equal(rows // 50, graph.indices // 50)
     sizes = np.diff(graph.indptr)
@@ -163,7 +164,7 @@ def test_memory_and_threads_leave_every_edge_as_it_is(same: bool, memory_gb: flo
     features[rng.integers(0, 1000, 50)] = features[17]
     candidates = None if same else text_like(rng, 900, 83)
     whole = subspace_graph(features, candidates, 150, 10)
-    parts = subspace_graph(features, candidates, 150, 10, memory_gb, threads=1)
+    parts = subspace_graph(features, candidates, 150, 10, Execution(memory_gb=memory_gb, threads=1))
     np.testing.assert_array_equal(whole.indptr, parts.indptr)
     np.testing.assert_array_equal(whole.indices, parts.indices)
 
@@ -203,7 +204,7 @@ def test_bad_input_is_named() -> None:
 def test_progress_reaches_the_total() -> None:
     calls: list[tuple[int, int]] = []
     features = np.random.default_rng(7).standard_normal((30, 8))
-    subspace_graph(features, None, memory_gb=TINY, progress=lambda *call: calls.append(call))
+    subspace_graph(features, None, how=Execution(memory_gb=TINY, progress=lambda *call: calls.append(call)))
     assert calls[-1] == (30, 30)
 
 
@@ -215,7 +216,7 @@ integer_features = arrays(np.float64, st.tuples(st.integers(2, 16), st.integers(
 def test_invariants(features: np.ndarray, size: int, sparsity: int, power: int) -> None:
     """Support bound, independence of the support, its dictionary, and scale, on features full of ties and zeros."""
     graph = subspace_graph(features, None, size, sparsity)
-    scaled = subspace_graph(features * 2.0**power, None, size, sparsity, TINY)
+    scaled = subspace_graph(features * 2.0**power, None, size, sparsity, Execution(memory_gb=TINY))
     assert (graph != scaled).nnz == 0
     dictionaries = nearest(features, None, size).ids
     units = unit(features).astype(np.float64)
@@ -264,9 +265,10 @@ def narrower():
 binding.get_host_cpu_features = narrower
 from pipeline.fingerprint import array_version, graph_version
 from pipeline.graphs import kernels, knn, omp
+from pipeline.graphs.execution import Execution
 rows = np.random.default_rng(0).standard_normal((700, 45))
 found = knn.nearest(rows, None, 30)
-graphs = [omp.subspace_graph(rows, None, 90, 10, memory_gb) for memory_gb in (4.0, 1e-9)]
+graphs = [omp.subspace_graph(rows, None, 90, 10, Execution(memory_gb=memory_gb)) for memory_gb in (4.0, 1e-9)]
 print(kernels.LANES, array_version(found.ids), array_version(found.similarities), *map(graph_version, graphs))
 """
 

@@ -250,6 +250,17 @@ def test_a_row_that_keeps_failing_falls_back_to_its_metadata(server: Server, bro
         assert answer == json.loads(broken[2])["choices"][0]["message"]["content"]
 
 
+@pytest.mark.parametrize("end", ['"', '"}'])
+def test_half_a_surrogate_pair_in_an_answer_stops_nothing(server: Server, tmp_path: Path, end: str) -> None:
+    """A server's JSON can hold one, as a string that no file and no cache can."""
+    answer = '{"summary": "Keeps \ud83d tea hot' + end
+    server.reply = lambda request, attempt: (200, {}, completion(answer))
+    found = write(server.settings(attempts=1), ["Pan"], tmp_path)
+    found.table.write_parquet(tmp_path / "profiles.parquet")
+    found.failures.write_parquet(tmp_path / "failures.parquet")
+    assert (found.failures.height == 0) == end.endswith("}")
+
+
 def test_a_new_try_after_invalid_json_can_come_out_differently(server: Server) -> None:
     server.reply = lambda request, attempt: (200, {}, completion("no")) if attempt < 2 else good(request)
     write(server.settings(temperature=0, seed=3), ["Pan"])

@@ -45,15 +45,61 @@ def template(tmp_path: Path, source: str, kind: Kind = "item") -> Template:
         ("item", "{% include 'item.md.j2' %}", r"line 1: a prompt is one file"),
         ("item", "{{ title.__class__.__mro__ }}", r"unknown attribute '__mro__'|unknown attribute '__class__'"),
         ("item", "{{ title.upper() }}", r"unknown attribute 'upper'"),
-        ("item", "{{ title | attr('__class__') }}", r"cannot be rendered"),
-        ("item", "{{ 1 / 0 }}", r"own.md.j2: the item prompt cannot be rendered: division by zero"),
+        ("item", "one\n{{ 1 / 0 }}", r"own.md.j2, line 2: the item prompt cannot be rendered: division by zero"),
+        ("item", "{# one\n#}\n\n{{ title + 1 }}", r"line 4: the item prompt cannot be rendered"),
+        # what could run code, read files, or draw at random
+        ("item", "one\n{{ title | attr('__class__') }}", r"line 2: No filter named 'attr'. A prompt has .*upper"),
+        ("item", "one\n{{ [title] | groupby('__class__') }}", r"line 2: No filter named 'groupby'"),
+        (
+            "item",
+            "{% set loop = title %}\n{{ loop.__class__ }}",
+            r"line 2: .* access to attribute '__class__' of 'str'",
+        ),
+        ("item", "{% for a in [1] %}\n{{ loop.__class__ }}{% endfor %}", r"line 2: .* access to attribute '__class__'"),
+        ("item", "one\n{{ self.__class__ }}", r"line 2: unknown attribute '__class__'"),
+        ("user", "\n{{ history.append(history) }}", r"line 2: unknown attribute 'append'"),
+        ("item", "one\n{% include '/etc/passwd' %}", r"line 2: a prompt is one file"),
+        ("item", "one\n{% import 'item.md.j2' as other %}", r"line 2: a prompt is one file"),
+        ("item", "one\n{% extends 'item.md.j2' %}", r"line 2: a prompt is one file"),
+        ("item", "one\n{{ lipsum() }}", r"line 2: unknown variable 'lipsum'"),
+        ("item", "one\n{{ [1, 2] | random }}", r"line 2: No filter named 'random'"),
+        # what would not end
+        ("item", "one\n{% for n in range(10 ** 9) %}{% endfor %}", r"line 2: unknown variable 'range'"),
+        ("item", "one\n" + "{% for n in '0123456789' %}" * 9 + "{% endfor %}" * 9, r"line 2: .* more than 20000 steps"),
+        (
+            "item",
+            "{% macro two(n) %}{% if n %}{{ two(n - 1) }}{{ two(n - 1) }}{% endif %}{% endmacro %}\n{{ two(60) }}",
+            r"line [12]: .* more than 20000 steps",
+        ),
+        ("item", "\n{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", r"line 2: .* recursion"),
+        ("item", "{% for n in [1] recursive %}\n{{ loop([1]) }}{% endfor %}", r"line [12]: .* recursion"),
+        ("item", "one\n{{ 9 ** 9 ** 9 }}", r"line 2: .*no powers"),
+        # what would fill memory
+        (
+            "item",
+            "one\n{{ 'a' * 10 }}",
+            r"line 2: .*\* is refused: a prompt has no powers, and \* and % take numbers only",
+        ),
+        ("item", "one\n{{ '%9999999999d' % 1 }}", r"line 2: .*% is refused"),
+        ("item", "one\n{{ 'a' | center(10 ** 9) }}", r"line 2: No filter named 'center'"),
+        ("item", "{% set a = 'a' * 1 %}", r"line 1: .*\* is refused"),
+        ("item", "a" * 1_000_001, r"own.md.j2: the item prompt is longer than 1000000 characters"),
+        ("item", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", r"own.md.j2: nested too deeply"),
+        ("item", "{% if 1 %}" * 200 + "{% endif %}" * 200, r"own.md.j2: nested too deeply"),
     ],
+    ids=lambda value: value[:40].replace("\n", " ") if value is not None else "",
 )
 def test_a_template_that_cannot_work_is_refused_when_loaded(
     tmp_path: Path, kind: str, source: str, message: str
 ) -> None:
     with pytest.raises(TemplateError, match=message):
         template(tmp_path, source, kind)
+
+
+def test_loops_filters_and_sums_of_numbers_are_there(tmp_path: Path) -> None:
+    source = "{% for e in history %}{{ loop.index * 10 % 7 }} {{ e.title | upper | replace('T', 'S') }}\n{% endfor %}"
+    rendered = render_user(template(tmp_path, source, "user"), [entry(title="tea"), entry(title="tin")], Budget(50))
+    assert rendered.text == "3 SEA\n6 SIN"
 
 
 def test_a_template_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from pipeline.graphs import kept, knn, omp, reuse, subspaces
+from pipeline.graphs.execution import Execution
 
 
 def memory(folder: Path, code: str = "code") -> reuse.Memory:
@@ -177,7 +178,7 @@ def test_nothing_is_kept_beyond_half_of_the_budget(tmp_path: Path) -> None:
     store = memory(tmp_path)
     reuse.similarity_graph(features, None, 5, store)
     assert list(tmp_path.iterdir())
-    found = reuse.similarity_graph(features, None, 5, store, memory_gb=1e-6)
+    found = reuse.similarity_graph(features, None, 5, store, Execution(memory_gb=1e-6))
     assert_equal(found.graph, knn.similarity_graph(features, None, 5))
     assert (found.computed, found.reused) == (100, 0)
     assert not list(tmp_path.iterdir())
@@ -189,8 +190,12 @@ def test_memory_and_threads_leave_every_edge_as_it_is(tmp_path: Path) -> None:
     edited = np.delete(features, 3, axis=0)
     graphs = []
     for name, memory_gb, threads in (("wide", 4.0, None), ("narrow", 0.0061, 1)):
-        subspaces.subspace_graph(features, None, 80, 5, memory(tmp_path / name), memory_gb, threads)
-        found = subspaces.subspace_graph(edited, None, 80, 5, memory(tmp_path / name), memory_gb, threads)
+        subspaces.subspace_graph(
+            features, None, 80, 5, memory(tmp_path / name), Execution(memory_gb=memory_gb, threads=threads)
+        )
+        found = subspaces.subspace_graph(
+            edited, None, 80, 5, memory(tmp_path / name), Execution(memory_gb=memory_gb, threads=threads)
+        )
         assert found.reused > 700
         graphs.append(found.graph)
     assert_equal(*graphs)

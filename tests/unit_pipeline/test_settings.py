@@ -34,6 +34,9 @@ def test_defaults_are_the_papers(tmp_path: Path):
         ("title: x\nsource: {kind: amazn}\n", "source"),
         ("- a\n- b\n", "found list"),
         ("a: [", "cannot be read as YAML"),
+        ("a: " + 2000 * "[" + 2000 * "]", "cannot be read as YAML: it is nested too deeply"),
+        ("a: &a [1]\nb: *a\n", r"an alias \(`\*`\) is not read; write its value out"),
+        ("a: 2024-13-01\n", "cannot be read as YAML: month must be in"),
         ("title: x\nsource: {kind: tables, interactions: {path: a, url: b}}\n", "exactly one of `path` and `url`"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 from pipeline.settings import DatasetSettings, validate
-from pipeline.sources import RawTables, SourceError, read_source
+from pipeline.sources import RawTables, SourceError, pickles, read_source
 
 MATRICES = {
     "trn_mat.pkl": scipy.sparse.coo_matrix((np.ones(3), ([0, 0, 1], [0, 2, 1])), shape=(2, 3)),
@@ -99,6 +99,15 @@ def test_archive_paths_that_climb_out_lead_nowhere(tmp_path):
     }
 
 
+def test_an_archive_of_a_version_to_come_is_named(tmp_path):
+    path = write_zip(tmp_path / "data.zip", {"trn_mat.pkl": b""})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # the version needed to unpack the first file
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"data\.zip: neither a folder nor a zip archive \(zip file version 9\.9\)"):
+        read(tmp_path, path)
+
+
 def test_unknown_member_names_the_known_ones(tmp_path):
     path = write_zip(tmp_path / "data.zip", {"data/amazon/trn_mat.pkl": b"", "data/yelp/trn_mat.pkl": b""})
     with pytest.raises(SourceError, match=r"source.member to one of its datasets: data/amazon, data/yelp"):
@@ -145,3 +154,42 @@ def test_pickle_that_asks_for_anything_else_is_refused(tmp_path, name):
 def test_damaged_matrix_is_named(tmp_path, content):
     with pytest.raises(SourceError, match=r"val_mat\.pkl"):
         read(tmp_path, write_folder(tmp_path / "amazon", files() | {"val_mat.pkl": content}))
+
+
+@pytest.mark.parametrize("pointers", [[0, 10**8, 2 * 10**8, 3 * 10**8], [0, 10**8, 2 * 10**8, 0], [0, 2, 1, 3]])
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_matrix, scipy.sparse.csc_matrix])
+def test_pointers_past_the_end_of_a_matrix_are_followed_nowhere(tmp_path, kind, pointers):
+    matrix = kind(np.eye(3, dtype=np.float32))
+    matrix.indptr = np.array(pointers, np.int32)
+    folder = write_folder(tmp_path / "amazon", files() | {"trn_mat.pkl": pickle.dumps(matrix)})
+    with pytest.raises(SourceError, match=r"trn_mat\.pkl: .*index pointer"):
+        read(tmp_path, folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (b"f4", b"O8", "holds an array of 'O8', and only numbers are read"),
+        (b"f4", b"f8", r"array of shape \(\d+,\) with \d+ values|buffer size"),
+    ],
+)
+def test_arrays_are_made_of_parts_that_fit_together(tmp_path, before, after, message):
+    content = pickle.dumps(MATRICES["trn_mat.pkl"].astype(np.float32))
+    assert before in content
+    folder = write_folder(tmp_path / "amazon", files() | {"trn_mat.pkl": content.replace(before, after)})
+    with pytest.raises(SourceError, match=rf"trn_mat\.pkl: .*({message})"):
+        read(tmp_path, folder)
+
+
+def test_a_few_bytes_that_ask_for_much_memory_are_refused(tmp_path, monkeypatch):
+    hostile = b"\x80\x03cbuiltins\nbytearray\nJ\x00\x00\x00\x7f\x85R."
+    folder = write_folder(tmp_path / "amazon", files() | {"trn_mat.pkl": hostile})
+    with pytest.raises(SourceError, match=r"trn_mat\.pkl: .*empty buffer"):
+        read(tmp_path, folder)
+    monkeypatch.setattr(pickles, "MAX_BYTES", 1000)
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in (files() | {"trn_mat.pkl": bytes(10**6)}).items():
+            packed.writestr(name, content)
+    with pytest.raises(SourceError, match=r"trn_mat\.pkl: more than 0 MB when unpacked"):
+        read(tmp_path, archive)

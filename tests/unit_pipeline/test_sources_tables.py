@@ -130,6 +130,31 @@ def test_profiles_items_and_images(tmp_path):
     }
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, None])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_number_that_cannot_be_used_sets_its_vector_aside(tmp_path, value, place):
+    vectors = np.arange(1.0, 10.0).reshape(3, 3).tolist()
+    vectors[place][1] = value
+    images = pl.DataFrame({"item": ["x", "y", "z"], "vector": vectors})
+    content = {"interactions": ("i.csv", b"user,item\nu,1\n", {}), "images": ("v.parquet", images, {})}
+    tables = read(tmp_path, **content)
+    assert tables.rejected == {"v.parquet": {"vector is not finite": 1}}
+    assert pl.read_parquet(tables.quarantine).rows() == [("v.parquet", place + 1, "vector is not finite", "xyz"[place])]
+    kept = pl.read_parquet(tables.images)
+    assert kept["item"].to_list() == [name for name in "xyz" if name != "xyz"[place]]
+    assert np.isfinite(kept["vector"].to_numpy()).all()
+    with pytest.raises(SourceError, match=r"v\.parquet: 1 of 3 rows .*vector is not finite \(1\).*quarantine\.parquet"):
+        read(tmp_path, bad_share=0.01, **content)
+
+
+@pytest.mark.parametrize("vector", [["1", "2"], [[1.0], [2.0]], [{"a": 1}], [b"1"], [True], 1.0, "1 2"])
+def test_vectors_of_something_else_are_named(tmp_path, vector):
+    images = pl.DataFrame({"item": ["x"], "vector": [vector]})
+    with pytest.raises(SourceError, match=r"v\.parquet: column vector holds .*, not lists of numbers"):
+        read(tmp_path, interactions=("i.csv", b"user,item\nu,1\n", {}), images=("v.parquet", images, {}))
+
+
 def test_images_of_fixed_size_over_several_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.sources.tables.IMAGE_ROWS", 2)
     vectors = np.arange(15, dtype=np.float32).reshape(5, 3)

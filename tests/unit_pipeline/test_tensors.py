@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.graphs import tensors
+from pipeline.graphs.execution import Execution
 from pipeline.graphs.knn import nearest
 from pipeline.graphs.omp import subspace_graph
 from pipeline.graphs.products import accelerator, unit_rows
@@ -88,4 +89,4 @@ def test_a_device_that_is_not_there_is_named() -> None:
         accelerator("nonsense")
     assert accelerator("cpu") is None
     with pytest.raises(ValueError, match="nonsense"):
-        subspace_graph(text_like(9, 4, 1), None, 3, 2, device="nonsense")
+        subspace_graph(text_like(9, 4, 1), None, 3, 2, Execution(device="nonsense"))

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,10 +14,11 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from pipeline.profiles import ProfileResult, write_item_profiles, write_user_profiles
+from pipeline.profiles import ProfileResult, spread, write_item_profiles, write_user_profiles
 from pipeline.profiles.tokens import ChatTokenizer
 from pipeline.profiles.vllm import VLLMChat
-from pipeline.settings import ChatModelSettings, OpenAISettings, ProfileSettings, VLLMSettings
+from pipeline.settings import ChatModelSettings, ComputeSettings, OpenAISettings, ProfileSettings, VLLMSettings
+from tests.ports import free_port
 from tests.tiny_llama import TOKENS
 
 pytestmark = [
@@ -148,12 +148,27 @@ def test_equal_prompts_give_equal_answers_whatever_else_is_asked(llama: Path) ->
     assert among[:3] == alone
 
 
+def test_engines_on_ray_give_what_one_gives_here(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from pipeline.compute import cluster
+
+    monkeypatch.setattr(spread, "PROMPTS", 10)
+    here = write_item_profiles(items_table(18), None, settings(llama))
+    try:
+        used = cluster(ComputeSettings(kind="ray", address=None, actors=1))
+        there = write_item_profiles(items_table(18), None, settings(llama), tmp_path, cluster=used)
+    finally:
+        ray.shutdown()
+    assert there.table.equals(here.table)
+    assert there.table["origin"].unique().to_list() == ["vllm"]
+    for name in ("asked", "prompt_tokens", "completion_tokens"):
+        assert there.counts[name] == here.counts[name] > 0
+
+
 @pytest.fixture
 def server(llama: Path) -> Iterator[str]:
     """Base URL of a vLLM server of the tiny model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(llama), "--enforce-eager"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(BUDGET + 96)]
     command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']

@@ -1,0 +1,196 @@
+"""`scale serve` at Baby's shape under 200 requests a second, and under as many as it takes, by wrk on the same machine.
+
+    python tests/benchmarks/serving.py [--quick] [--rounds 3] [--out docs/benchmarks/serving.json]
+
+Every request is for another user or other items. At 200 a second 64 connections pause for exponential times, so that
+requests come as those of people who do not know of one another; the latency is wrk's, from the first byte sent to the
+last one read. The service is one process, as `scale serve` starts it; wrk has its share of the same cores.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from tests.benchmarks import made, results, workers
+from tests.benchmarks.made import Shape
+from tests.ports import free_port
+
+DIMENSIONS = 64
+RATE, CONNECTIONS = 200, 64  # a second
+BUSY = 8  # connections that never pause
+GOAL_MS = 20.0
+SECONDS = 10
+MISSING = "install wrk: apt-get install wrk"
+HOST = "127.0.0.1"
+Figures = dict[str, float]
+FIGURES = ("requests per second", "p50 ms", "p99 ms", "worst ms")
+LUA = """
+local requests = {}
+for line in io.lines("%(lines)s") do requests[#requests + 1] = line end
+math.randomseed(%(seed)d)
+function request()
+  local method, path, body = requests[math.random(#requests)]:match("^(%%S+) (%%S+) (.*)$")
+  return wrk.format(method, path, {["content-type"] = "application/json"}, body)
+end
+if %(pause)f > 0 then
+  function delay() return -%(pause)f * math.log(1 - math.random()) end
+end
+function done(summary, latency)
+  local faults = summary.errors.status + summary.errors.timeout + summary.errors.read + summary.errors.write
+  io.stderr:write(string.format('[%%f, %%f, %%f, %%f, %%d]', 1e6 * summary.requests / summary.duration,
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000, latency.max / 1000, faults))
+end
+"""
+
+
+def requests(size: Shape) -> dict[str, list[str]]:
+    """Job -> lines of method, path and body."""
+    rng = np.random.default_rng(7)
+    users, items = rng.integers(0, size.users, 2000), rng.integers(0, size.items, (2000, 5))
+    bodies = [json.dumps({"items": [f"i{item}" for item in row]}) for row in items]
+    return {
+        "a known user": [f"GET /v1/recommendations?user=u{user} " for user in users],
+        "a known user, explained": [f"GET /v1/recommendations?user=u{user}&explain=true " for user in users],
+        "a new user of 5 items": [f"POST /v1/recommendations/items {body}" for body in bodies],
+        "similar items": [f"GET /v1/similar-items?item=i{item} " for item in items[:, 0]],
+    }
+
+
+def serve(folder: Path, size: Shape, port: int) -> None:
+    """The service on made data: random embeddings, ten semantic neighbours a node."""
+    import uvicorn
+    from scipy.sparse import csr_array
+
+    from assets.serving.app import make_app
+    from assets.serving.catalogue import Catalogue, Ids, TrainedModel
+    from assets.serving.endpoints import Service
+    from assets.serving.texts import TextEncoder
+    from pipeline.embeddings import normalised
+    from pipeline.settings import EmbeddingSettings
+
+    rng, nodes = np.random.default_rng(8), size.users + size.items
+    history = made.dataset(folder).train
+    ends = np.repeat(np.arange(nodes), 10), rng.integers(0, nodes, 10 * nodes)
+    graph = csr_array((np.ones(10 * nodes, np.float32), ends), shape=(nodes, nodes))
+    profile = "Enjoys what is made well and lasts, and says so in a few sentences of the usual length. " * 4
+    catalogue = Catalogue(
+        dataset="made",
+        users=Ids([f"u{user}" for user in range(size.users)]),
+        items=Ids([f"i{item}" for item in range(size.items)]),
+        titles=[f"An item with a title of the usual length, number {item}" for item in range(size.items)],
+        user_profiles=[profile] * size.users,
+        item_profiles=[profile] * size.items,
+        history=history,
+        degrees=np.bincount(history.indices, minlength=size.items),
+        text=made.features(size.items, size.text, 2),
+        semantic=graph.maximum(graph.T).sorted_indices(),
+    )
+    users, items = (rng.standard_normal((rows, DIMENSIONS)).astype(np.float32) for rows in (size.users, size.items))
+    model = TrainedModel("scale", "SCALE", users, items, normalised(items), {})
+    encode = TextEncoder(EmbeddingSettings(), catalogue.item_profiles, catalogue.text)
+    app = make_app(Service(catalogue, {"scale": model}, encode))
+    uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False)
+
+
+def load(folder: Path, port: int, lines: list[str], rate: int | None, seconds: int, seed: int) -> Figures:
+    """Figures of one endpoint at a rate, or at the highest that the service reaches.
+
+    Raises
+    ------
+    RuntimeError
+        A request failed.
+    """
+    (folder / "lines").write_text("\n".join(lines) + "\n")
+    pause = 1000 * CONNECTIONS / rate if rate else 0
+    (folder / "load.lua").write_text(LUA % {"lines": folder / "lines", "seed": seed, "pause": pause})
+    connections = CONNECTIONS if rate else BUSY
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "-s",
+        str(folder / "load.lua"),
+        f"http://{HOST}:{port}",
+    ]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True)
+    *found, faults = json.loads(ended.stderr)
+    if faults:
+        raise RuntimeError(f"{faults:.0f} of wrk's requests failed: {ended.stdout}")
+    return dict(zip(FIGURES, found, strict=True))
+
+
+def wait(process: subprocess.Popen[bytes], port: int) -> None:
+    """Until the service answers."""
+    while process.poll() is None:
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex((HOST, port)) == 0:
+                return
+        time.sleep(0.2)
+    raise RuntimeError("the service did not start; what it said is above")
+
+
+def measure(folder: Path, size: Shape, rounds: int, quick: bool) -> tuple[workers.Measured, dict[str, list[Figures]]]:
+    """Load averages, and job -> figures of every round."""
+    port, told, found = free_port(), workers.Measured(), dict[str, list[Figures]]()
+    command = [sys.executable, __file__, "--job", str(port), "--folder", str(folder), *(["--quick"] if quick else [])]
+    process = subprocess.Popen(command)
+    seconds = 1 if quick else SECONDS
+    try:
+        wait(process, port)
+        for lines in requests(size).values():
+            load(folder, port, lines, RATE, 1, 0)  # to warm up
+        for turn in range(rounds):
+            for name, lines in requests(size).items():
+                for how, rate in ((f"at {RATE} a second", RATE), ("as fast as it goes", None)):
+                    told.begin(f"{name}, {how}", turn, rounds)
+                    found.setdefault(f"{name}, {how}", []).append(load(folder, port, lines, rate, seconds, turn + 1))
+    finally:
+        process.terminate()
+        process.wait()
+    return told, found
+
+
+def main() -> None:
+    arguments = workers.arguments(__doc__, rounds=3).parse_args()
+    size = made.shape(arguments.quick)
+    if arguments.job:
+        serve(arguments.folder, size, int(arguments.job))
+        return
+    names = [f"{name}, at {RATE} a second" for name in requests(size)]
+    told, found = workers.Measured(), dict[str, list[Figures]]()
+    if shutil.which("wrk") is None:
+        rows = [results.missing_row(name, "p99", "ms", GOAL_MS, MISSING) for name in names]
+    else:
+        with TemporaryDirectory() as folder:
+            made.write_interactions(Path(folder), size)
+            told, found = measure(Path(folder), size, arguments.rounds, arguments.quick)
+        rows = [
+            results.row(name, "p99", "ms", [turn["p99 ms"] for turn in found[name]], GOAL_MS, "at most")
+            for name in names
+        ]
+    content = results.result(
+        "Serving",
+        f"{size.users:,} users, {size.items:,} items, {size.interactions:,} interactions, embeddings of {DIMENSIONS} "
+        f"dimensions, texts of {size.text}; 10 items a request; one process, wrk beside it.",
+        arguments.rounds,
+        told.load,
+        jobs={
+            name: {figure: results.spread([turn[figure] for turn in turns]) for figure in FIGURES}
+            for name, turns in found.items()
+        },
+        rows=rows,
+    )
+    results.write(content, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Small files that unpack to gigabytes: what cannot be used is set aside or named, and memory stays bounded."""
+
+import gzip
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.sparse import coo_matrix, csr_matrix
+
+from pipeline.settings import DatasetSettings, validate
+from pipeline.sources import RawTables, SourceError, read_source
+from pipeline.sources.lines import MAX_LINE_BYTES
+
+PEAK_BYTES = 350e6  # of a whole process, a good third of it Python, numpy and pyarrow
+MEMBER_BYTES = 16 << 20  # of a line; a gzip file may be many gzip files, one after the other
+
+READER = """\
+import json, sys
+from pathlib import Path
+from pipeline.settings import DatasetSettings, validate
+from pipeline.sources import SourceError, read_source
+folder = Path(sys.argv[1])
+content = {"title": "t", "source": json.loads(sys.argv[2]), "raw": {"max_bad_share": 1}}
+try:
+    tables = read_source(validate(DatasetSettings, content, "test"), folder / "out", folder)
+    told = {"rows": tables.rows, "rejected": tables.rejected}
+except SourceError as error:
+    told = {"error": str(error)}
+status = Path("/proc/self/status").read_text()
+print(json.dumps(told | {"peak": int(status.split("VmHWM:")[1].split()[0]) * 1024}))
+"""
+
+
+def read(folder: Path, source: dict) -> dict:
+    """What a process of its own reads of a source, or the error, and its peak of memory in bytes."""
+    command = [sys.executable, "-c", READER, str(folder), json.dumps(source)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def bomb(path: Path, start: bytes, end: bytes, size: int) -> None:
+    """A gzip file of `start`, one line of about `size` bytes, and `end`."""
+    packed = gzip.compress(b"x" * MEMBER_BYTES)
+    with path.open("wb") as file:
+        file.write(gzip.compress(start))
+        for _ in range(size // MEMBER_BYTES):
+            file.write(packed)
+        file.write(gzip.compress(b"\n" + end))
+    assert path.stat().st_size < size / 900
+
+
+@pytest.mark.slow
+def test_a_line_of_two_gigabytes_is_set_aside_and_the_next_one_read(tmp_path: Path):
+    row = b'{"reviewerID": "A1", "asin": "B1"}\n'
+    bomb(tmp_path / "r.json.gz", row, row, 2 << 30)
+    found = read(tmp_path, {"kind": "amazon", "reviews": {"path": str(tmp_path / "r.json.gz")}})
+    assert (found["rows"]["reviews"], found["rows"]["quarantine"]) == (2, 1)
+    assert found["rejected"] == {"r.json.gz": {f"line longer than {MAX_LINE_BYTES} bytes": 1}}
+    assert pl.read_parquet(tmp_path / "out/quarantine.parquet").row(0)[:2] == ("r.json.gz", 2)
+    assert found["peak"] < PEAK_BYTES
+
+
+def test_a_long_line_of_a_csv_table_is_named(tmp_path: Path):
+    """A CSV reader asks for whole lines: such a one was held in memory twice over."""
+    bomb(tmp_path / "i.csv.gz", b"user,item\nu,1\n", b"u,2\n", 256 << 20)
+    found = read(tmp_path, {"kind": "tables", "interactions": {"path": str(tmp_path / "i.csv.gz")}})
+    assert found["error"].endswith(f"i.csv.gz, line 3: longer than {MAX_LINE_BYTES} characters; mend or remove it")
+    assert found["peak"] < PEAK_BYTES
+
+
+GOOD = {
+    "trn_mat.pkl": csr_matrix(np.eye(3, dtype=np.float32)),
+    "val_mat.pkl": csr_matrix(np.eye(3, dtype=np.float32)),
+    "tst_mat.pkl": csr_matrix(np.eye(3, dtype=np.float32)),
+    "usr_prf.pkl": {0: {"profile": "tea"}},
+    "itm_prf.pkl": {0: "a book"},
+}
+
+
+def archive(path: Path, name: str, content: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for other, value in GOOD.items():
+            file.writestr(other, content if other == name else pickle.dumps(value))
+    return path
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path):
+    path = archive(tmp_path / "a.zip", "trn_mat.pkl", bytes(1 << 20))
+    # 1 MB declared to be 2 GB: as good as 2 GB for what reads, and made at once.
+    size = (1 << 20).to_bytes(4, "little")
+    content = path.read_bytes()
+    assert content.count(size) == 2
+    path.write_bytes(content.replace(size, (2 << 30).to_bytes(4, "little")))
+    found = read(tmp_path, {"kind": "rlmrec", "folder": {"path": str(path)}})
+    assert found["error"].endswith(
+        "a.zip:trn_mat.pkl: more than 1024 MB when unpacked, which no such file has; get it again"
+    )
+    assert found["peak"] < PEAK_BYTES
+
+
+def test_a_zip_member_that_says_it_is_smaller_than_it_is_is_named(tmp_path: Path):
+    path = archive(tmp_path / "a.zip", "trn_mat.pkl", bytes(1 << 20))
+    path.write_bytes(path.read_bytes().replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    found = read(tmp_path, {"kind": "rlmrec", "folder": {"path": str(path)}})
+    assert "a.zip:trn_mat.pkl: not a readable pickle" in found["error"]
+
+
+class Repeated:
+    """Pickled as an array of ten billion numbers that are all one in memory."""
+
+    def __reduce__(self) -> tuple:
+        return np.ndarray, ((10**10,), "i4", b"\1\0\0\0", 0, (0,))
+
+
+def read_folder(folder: Path, **changed: object) -> RawTables:
+    for name, content in GOOD.items():
+        (folder / name).write_bytes(pickle.dumps(changed.get(name.removesuffix(".pkl"), content)))
+    source = {"kind": "rlmrec", "folder": {"path": str(folder)}}
+    content = {"title": "t", "source": source, "raw": {"max_bad_share": 1}}
+    return read_source(validate(DatasetSettings, content, "test"), folder / "out", folder)
+
+
+@pytest.mark.parametrize("form", [coo_matrix, csr_matrix])
+def test_one_number_that_stands_for_a_long_array_is_refused(tmp_path: Path, form: type):
+    matrix = form(np.eye(3, dtype=np.float32))
+    matrix.data = matrix.indices = Repeated()
+    with pytest.raises(SourceError, match=r"trn_mat\.pkl: the pickle holds an array without bytes of its own"):
+        read_folder(tmp_path, trn_mat=matrix)
+
+
+def test_a_value_kept_under_a_huge_number_is_refused(tmp_path: Path):
+    """Python's unpickler in C would make room for two billion values."""
+    for name, content in GOOD.items():
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    (tmp_path / "trn_mat.pkl").write_bytes(b"\x80\x04Nr\xff\xff\xff\x7f.")
+    found = read(tmp_path, {"kind": "rlmrec", "folder": {"path": str(tmp_path)}})
+    assert found["error"].endswith("trn_mat.pkl: expected a scipy sparse matrix, found NoneType")
+    assert found["peak"] < PEAK_BYTES
+
+
+def test_lists_that_hold_one_another_are_no_profile(tmp_path: Path):
+    nested: list = ["tea"]
+    for _ in range(60):  # 2^60 words when written out
+        nested = [nested, nested]
+    tables = read_folder(tmp_path, usr_prf={0: {"profile": nested}, 1: nested, 2: "tea"})
+    assert tables.rejected == {"usr_prf.pkl": {"missing profile": 2}}
+    assert pl.read_parquet(tables.profiles)["id"].to_list() == ["2", "0"]
