@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import yaml
+from filelock import FileLock
 
 from pipeline.parquet import atomic_path
 
@@ -72,7 +73,8 @@ def dagster_home() -> Path:
     """Prepare Dagster's own folder under the home folder and point `DAGSTER_HOME` at it.
 
     Its `dagster.yaml` is the project's, with absolute paths, so that runs started by `scale` and by a bare
-    `dagster dev` in the project folder share one history. A folder named by `SCALE_DAGSTER_HOME` is taken as it is.
+    `dagster dev` in the project folder share one history; its databases are made if there are none. A folder named by
+    `SCALE_DAGSTER_HOME` is taken as it is.
     """
     if own := os.environ.get("SCALE_DAGSTER_HOME"):
         if not (Path(own) / "dagster.yaml").is_file():
@@ -91,4 +93,10 @@ def dagster_home() -> Path:
         with atomic_path(target) as temporary:
             temporary.write_text(text)
     os.environ["DAGSTER_HOME"] = str(folder)
+    # Two processes that make Dagster's databases at the same moment leave them marked twice, and nobody can open them.
+    with FileLock(folder / ".lock"):
+        if not (folder / "schedules" / "schedules.db").exists():  # the last that it makes
+            import dagster as dg
+
+            dg.DagsterInstance.get().dispose()
     return folder

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from filelock import FileLock
 
 from assets import home, parcels, plots
 from assets.parcels import Measured
@@ -50,22 +51,24 @@ def connect(experiment: str) -> str:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its news of database tables is none of the user's
     uri = home.tracking_uri()
-    if uri.startswith("sqlite:///"):
+    local = uri.startswith("sqlite:///")
+    if local:
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
-    try:
-        known = mlflow.get_experiment_by_name(experiment)
-    except MlflowException as error:
-        raise TrackingError(
-            f"MLflow at {uri} does not answer ({error}); start it, or unset MLFLOW_TRACKING_URI to keep runs in "
-            f"{home.home() / 'mlflow'}"
-        ) from error
-    parcels.deliver_waiting()
-    if known is not None:
-        return str(known.experiment_id)
     artifacts = home.home() / "mlflow" / "artifacts" / experiment
-    location = artifacts.as_uri() if uri.startswith("sqlite:///") else None
-    return str(mlflow.create_experiment(experiment, artifact_location=location))
+    # MLflow makes a new store's tables on first use, and does not expect another process to do the same.
+    with FileLock(uri.removeprefix("sqlite:///") + ".lock") if local else nullcontext():
+        try:
+            known = mlflow.get_experiment_by_name(experiment)
+        except MlflowException as error:
+            raise TrackingError(
+                f"MLflow at {uri} does not answer ({error}); start it, or unset MLFLOW_TRACKING_URI to keep runs in "
+                f"{home.home() / 'mlflow'}"
+            ) from error
+        if known is None:
+            made = mlflow.create_experiment(experiment, artifact_location=artifacts.as_uri() if local else None)
+    parcels.deliver_waiting()
+    return str(known.experiment_id if known else made)
 
 
 def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:
