@@ -199,7 +199,7 @@ def _memory(context: dg.AssetExecutionContext) -> "Memory":
     dataset = partition_of(context)["dataset"]
     varied = VARIANT_TAG in context.run.tags
     folder = home.variants_folder(dataset) / "builds" if varied else home.cache_folder("graphs", dataset)
-    return Memory(folder / f"{name}.parquet", str(code), context.log.warning)
+    return Memory(folder / f"{name}.npz", str(code), context.log.warning)
 
 
 def _memory_left(context: dg.AssetExecutionContext, *features: np.ndarray | None) -> float:

@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from pipeline import compute, fingerprint
 from pipeline.graphs import csr, knn
 from pipeline.graphs.execution import DEFAULT, Execution
-from pipeline.graphs.kept import Kept, align, delete, load, row_hashes, save
+from pipeline.graphs.kept import Kept, align, load, row_hashes, save
 
 if TYPE_CHECKING:
     from pipeline.compute import Cluster
@@ -68,7 +68,7 @@ def similarity_graph(
 ) -> Built:
     """`knn.similarity_graph`, from what is in `memory` as far as it goes; a row is computed if it is searched anew."""
     if not is_kept(queries, candidates, k, how):
-        delete(memory.path)
+        memory.path.unlink(missing_ok=True)
         graph = knn.similarity_graph(queries, candidates, k, how)
         return Built(graph, graph.shape[0], 0)
     kept, computed = refreshed(queries, candidates, k, 0, memory, how)
@@ -119,7 +119,7 @@ def refreshed(
         job = _Job(targets, candidates, k, sparsity, how)
         rows = row_hashes(targets)
         others = rows if candidates is None else row_hashes(candidates)
-        old = load(memory.path, made_by, candidates is None, memory.note)
+        old = load(memory.path, made_by, memory.note)
         updated = None if old is None else job.update(old, rows, others)
         kept, computed = updated or (job.build(rows, others), len(rows))
     save(kept, memory.path, made_by)

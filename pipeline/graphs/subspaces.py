@@ -4,7 +4,6 @@ import numpy as np
 
 from pipeline.graphs import omp
 from pipeline.graphs.execution import DEFAULT, Execution
-from pipeline.graphs.kept import delete
 from pipeline.graphs.reuse import Built, Memory, built, is_kept, refreshed
 
 
@@ -18,7 +17,7 @@ def subspace_graph(
 ) -> Built:
     """`omp.subspace_graph`, from what is in `memory` as far as it goes; a row is computed if its pursuit runs anew."""
     if not is_kept(targets, candidates, dictionary_size, how):
-        delete(memory.path)
+        memory.path.unlink(missing_ok=True)
         graph = omp.subspace_graph(targets, candidates, dictionary_size, sparsity, how)
         return Built(graph, graph.shape[0], 0)
     kept, computed = refreshed(targets, candidates, dictionary_size, sparsity, memory, how)

@@ -82,10 +82,10 @@ def _remembered(folder: Path, kind: str, job: str, refresh: Callable[..., Any], 
     name = f"{kind} {job.split(',')[0]}"
     kept, used = folder / name, folder / "used"
     if not kept.exists():
-        refresh(*before, Memory(kept / "graph.parquet", "code", print))
+        refresh(*before, Memory(kept / "graph.npz", "code", print))
     shutil.rmtree(used, ignore_errors=True)
     shutil.copytree(kept, used)
-    return Memory(used / "graph.parquet", "code", print)
+    return Memory(used / "graph.npz", "code", print)
 
 
 def _timed(job: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

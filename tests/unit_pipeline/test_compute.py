@@ -165,14 +165,14 @@ def test_what_is_kept_of_a_build_is_the_same_and_an_edit_is_brought_up_to_date(
     for place in ("here", "there"):
         used = on_ray if place == "there" else None
         for step, rows in enumerate((USERS, edited)):
-            memories = [reuse.Memory(tmp_path / f"{place}-{kind}.parquet", "code", pytest.fail) for kind in ("k", "o")]
+            memories = [reuse.Memory(tmp_path / f"{place}-{kind}.npz", "code", pytest.fail) for kind in ("k", "o")]
             near = reuse.similarity_graph(rows, candidates, 7, memories[0], Execution(cluster=used))
             chosen = subspaces.subspace_graph(rows, candidates, 60, 5, memories[1], Execution(cluster=used))
             assert_equal(near.graph, knn.similarity_graph(rows, candidates, 7))
             assert_equal(chosen.graph, omp.subspace_graph(rows, candidates, 60, 5))
             assert (near.reused > 0) == (step == 1)
     for kind in ("k", "o"):
-        assert (tmp_path / f"there-{kind}.parquet").read_bytes() == (tmp_path / f"here-{kind}.parquet").read_bytes()
+        assert (tmp_path / f"there-{kind}.npz").read_bytes() == (tmp_path / f"here-{kind}.npz").read_bytes()
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -16,7 +16,7 @@ def memory(folder: Path, code: str = "code") -> reuse.Memory:
     def fail(text: str) -> None:
         raise AssertionError(text)
 
-    return reuse.Memory(folder / "graph.parquet", code, fail)
+    return reuse.Memory(folder / "graph.npz", code, fail)
 
 
 def assert_equal(found: csr_array, expected: csr_array) -> None:
@@ -146,13 +146,12 @@ def test_other_settings_code_or_types_start_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.999])
-@pytest.mark.parametrize("name", ["graph.parquet", "graph.candidates.parquet"])
-def test_a_damaged_memory_is_reported_and_not_used(tmp_path: Path, name: str, place: float) -> None:
+def test_a_damaged_memory_is_reported_and_not_used(tmp_path: Path, place: float) -> None:
     rng = np.random.default_rng(4)
     targets, candidates = text_like(rng, 100), text_like(rng, 90)
     store, notes = memory(tmp_path), []
     first = subspaces.subspace_graph(targets, candidates, 30, 5, store)
-    path = tmp_path / name
+    path = store.path
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 4
     path.write_bytes(content)
@@ -160,17 +159,6 @@ def test_a_damaged_memory_is_reported_and_not_used(tmp_path: Path, name: str, pl
     assert_equal(found.graph, first.graph)
     assert found.reused == 100 or (notes and "damaged" in notes[0])
     assert subspaces.subspace_graph(targets, candidates, 30, 5, store).computed == 0
-
-
-def test_files_of_two_graphs_do_not_pass_for_one(tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
-    targets, notes = text_like(rng, 100), []
-    for name in ("one", "other"):
-        reuse.similarity_graph(targets, text_like(rng, 90), 5, memory(tmp_path / name))
-    (tmp_path / "one" / "graph.candidates.parquet").replace(tmp_path / "other" / "graph.candidates.parquet")
-    store = memory(tmp_path / "other")._replace(note=notes.append)
-    assert reuse.similarity_graph(targets, text_like(rng, 90), 5, store).reused == 0
-    assert "damaged" in notes[0]
 
 
 def test_nothing_is_kept_beyond_half_of_the_budget(tmp_path: Path) -> None:
