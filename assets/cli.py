@@ -396,7 +396,11 @@ def fail(message: str) -> None:
 
 def main() -> None:
     """Entry point: every mistake of the user's ends in one readable message."""
+    import gc
     import warnings
+
+    # What is imported stays: fewer looks for garbage in it spare a short command a tenth of its time.
+    gc.set_threshold(50_000, 20, 20)
 
     # Dagster marks partitioned checks and a few other calls as "preview"; nothing for a user to act on.
     warnings.filterwarnings("ignore", module="dagster")

@@ -5,19 +5,23 @@ partition: so each group of settings is an external asset, observed with a data 
 """
 
 import ast
+import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import dagster as dg
 
-from assets.home import PROJECT
+from assets.home import PROJECT, home
 from assets.partitions import DATASETS
 from assets.settings import Dataset, training_config
 from model.registry import MODELS
 from pipeline import fingerprint
+from pipeline.parquet import atomic_path
 from pipeline.settings import EmbeddingSettings, ProfileSettings, local_folder
 
 DATA_VERSION = "dagster/data_version"
@@ -45,6 +49,9 @@ NOT_COUNTED = {
 # Code version -> what it is made of: module, or function of this room -> version.
 _CODE_PARTS: dict[str, dict[str, str]] = {}
 _SHOWN_DIGITS = 12
+
+# How a look at a module is taken: one that was taken otherwise does not count.
+_LOOK = [Path(file).read_text(encoding="utf-8") for file in (__file__, fingerprint.__file__)]
 
 # How results are shown, stored and logged changes no result.
 PLUMBING = {
@@ -106,23 +113,13 @@ def _module_version(module: str) -> str:
     source = _source(module)
     data = sorted((*source.parent.glob("*.yaml"), *source.parent.glob("*.j2"))) if source.stem == "__init__" else []
     texts = {path.name: path.read_text(encoding="utf-8") for path in data}
-    return fingerprint.settings_version(texts, fingerprint.code_version(source.read_text(encoding="utf-8")))
+    return fingerprint.settings_version(texts, _looked_at(module).version)
 
 
 @cache
 def _imports(module: str) -> list[str]:
     """Modules of the lower rooms that a module imports, anywhere in its text."""
-    found: set[str] = set()
-    for node in ast.walk(_tree(module)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return sorted(name for name in found if name.split(".")[0] in ("pipeline", "model") and _is_module(name))
-
-
-def _tree(module: str) -> ast.Module:
-    return ast.parse(_source(module).read_text(encoding="utf-8"))
+    return [name for name in _looked_at(module).imports if _is_module(name)]
 
 
 def _is_module(name: str) -> bool:
@@ -143,42 +140,83 @@ def _own_code(module: str, function: str) -> dict[str, str]:
     waiting = [(module, function)]
     while waiting:
         module, name = waiting.pop()
-        definition = _definitions(module).get(name)
-        if definition is None or f"{module}.{name}" in found:
-            continue
-        if isinstance(definition, ast.ImportFrom):
-            source = definition.module or ""
-            if source.startswith("assets.") and source not in PLUMBING:
-                waiting.append((source, name))
-            continue
-        found[f"{module}.{name}"], names = _definition(module, name)
-        waiting += [(module, name) for name in names]
+        looked = _looked_at(module)
+        if (source := looked.sources.get(name, "")).startswith("assets.") and source not in PLUMBING:
+            waiting.append((source, name))
+        if name in looked.definitions and f"{module}.{name}" not in found:
+            found[f"{module}.{name}"] = looked.definitions[name]
+            waiting += [(module, used) for used in looked.uses[name]]
     return found
 
 
-@cache
-def _definition(module: str, name: str) -> tuple[str, frozenset[str]]:
-    """Version of what a module defines under a name, and the names that it uses."""
-    definition = _definitions(module)[name]
-    if not isinstance(definition, ast.Assign | ast.ImportFrom):
-        definition.decorator_list = []  # they say how it is shown, not what it computes
-    inputs = {node.arg for node in ast.walk(definition) if isinstance(node, ast.arg)}
-    names = {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}
-    return fingerprint.code_version(ast.unparse(definition)), frozenset(names - inputs)
+class _Module(NamedTuple):
+    """What one look at a module's text finds.
+
+    version
+        Of its code.
+    imports
+        All that it may import of the lower rooms: modules, and names in them.
+    definitions, uses
+        Of a module of this room, name -> version of what it defines under it, and the names that this uses.
+    sources
+        Name -> the module that it is imported from at the top level.
+    """
+
+    version: str
+    imports: list[str]
+    definitions: dict[str, str]
+    uses: dict[str, list[str]]
+    sources: dict[str, str]
 
 
 @cache
-def _definitions(module: str) -> dict[str, "ast.FunctionDef | ast.ClassDef | ast.Assign | ast.ImportFrom"]:
-    """What a module defines and imports by name at its top level."""
-    found: dict[str, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.ImportFrom] = {}
-    for node in _tree(module).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[node.name] = node
-        elif isinstance(node, ast.Assign):
-            found |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name: node for alias in node.names}
-    return found
+def _looked_at(module: str) -> _Module:
+    """A look at a module; what the last one found is kept while its text and Python stay the same.
+
+    To parse the whole project takes as long as half of all else that a short command does.
+    """
+    text = _source(module).read_text(encoding="utf-8")
+    state = fingerprint.settings_version([sys.version, *_LOOK, text])
+    kept = home() / "cache" / "code" / f"{module}.json"
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found.pop("state") == state:
+            return _Module(**found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # nothing is kept, or it is damaged
+    looked = _look(text, module.startswith("assets."))
+    with suppress(OSError), atomic_path(kept) as temporary:  # a home that cannot be written costs the time again
+        temporary.write_text(json.dumps({"state": state, **looked._asdict()}), encoding="utf-8")
+    return looked
+
+
+def _look(text: str, in_this_room: bool) -> _Module:
+    imports: set[str] = set()
+    definitions: dict[str, str] = {}
+    uses: dict[str, list[str]] = {}
+    sources: dict[str, str] = {}
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imports |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    for node in tree.body if in_this_room else ():
+        if isinstance(node, ast.ImportFrom):
+            sources |= {alias.asname or alias.name: node.module or "" for alias in node.names}
+            continue
+        names: list[str] = []
+        if isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+            node.decorator_list = []  # they say how it is shown, not what it computes
+        for name in names:
+            definitions[name] = fingerprint.code_version(ast.unparse(node))
+            inputs = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
+            uses[name] = sorted({each.id for each in ast.walk(node) if isinstance(each, ast.Name)} - inputs)
+    below = sorted(name for name in imports if name.split(".")[0] in ("pipeline", "model"))
+    return _Module(fingerprint.code_version(text), below, definitions, uses, sources)
 
 
 # ------------------------------------------------------------------------------------------------ settings

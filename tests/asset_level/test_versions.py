@@ -30,6 +30,33 @@ def test_code_version_follows_imports(monkeypatch: pytest.MonkeyPatch):
         versions._modules("pipeline.absent")
 
 
+def test_a_look_at_a_module_is_kept_while_its_text_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SCALE_HOME", str(tmp_path / "home"))
+    kept, copy = tmp_path / "home/cache/code/assets.graphs.json", tmp_path / "graphs.py"
+    copy.write_text(versions._source("assets.graphs").read_text())
+    monkeypatch.setattr(versions, "_source", lambda module: copy)
+    taken = []
+    monkeypatch.setattr(versions, "_look", lambda *given, look=versions._look: taken.append(1) or look(*given))
+
+    def look() -> versions._Module:
+        return versions._looked_at.__wrapped__("assets.graphs")
+
+    first = look()
+    assert "item_subspace_graph" in first.definitions
+    assert look() == first
+    assert len(taken) == 1
+    for damage in ("{", "[]", "{}"):
+        kept.write_text(damage)
+        assert look() == first
+    assert len(taken) == 4
+    copy.write_text(copy.read_text() + "\nEXTRA = 1\n")
+    assert look().version != first.version
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("")  # a home where nothing can be kept
+    assert look().version != first.version
+
+
 def test_a_setting_changes_the_version_of_its_group_alone():
     before = dataset("tiny")
     after = dataset("tiny", {"subspace.sparsity": 3, "resources.threads": 1})
