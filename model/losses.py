@@ -41,14 +41,14 @@ def infonce(anchors: Tensor, views: Tensor, temperature: float, matches: Tensor 
     temperature
         τ_s > 0.
     matches
-        Shape (n,), int64: the row of `views` that is an anchor's own target; default: the row of the same number.
+        Shape (n,), int64: the row of `views` that is an anchor's own target; default, where n = m: the row of the same number.
     """
-    if matches is None:
-        matches = torch.arange(len(anchors), device=anchors.device)
     anchors, views = unit_rows(anchors), unit_rows(views)
     if kernels.are_fast():
         loss: Tensor = _InfoNCE.apply(anchors, views, temperature, matches)
         return loss
+    if matches is None:
+        matches = torch.arange(len(anchors), device=anchors.device)
     return F.cross_entropy(anchors @ views.T / temperature, matches)
 
 
@@ -89,11 +89,14 @@ class _InfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, anchors: Tensor, views: Tensor, temperature: float, matches: Tensor) -> Tensor:
+    def forward(context: Any, anchors: Tensor, views: Tensor, temperature: float, matches: Tensor | None) -> Tensor:
         count, width = anchors.shape
         total = anchors.new_zeros(())
-        anchor_gradient = -views.index_select(0, matches)
-        view_gradient = torch.zeros_like(views).index_add_(0, matches, anchors, alpha=-1)
+        if matches is None:
+            anchor_gradient, view_gradient = -views, -anchors
+        else:
+            anchor_gradient = -views.index_select(0, matches)
+            view_gradient = torch.zeros_like(views).index_add_(0, matches, anchors, alpha=-1)
         scaled = anchors / temperature
         logits, products = anchors.new_empty((BLOCK, len(views))), anchors.new_empty((BLOCK, width))
         for start in range(0, count, BLOCK):
@@ -101,7 +104,10 @@ class _InfoNCE(torch.autograd.Function):
             weights = torch.mm(scaled[start : start + BLOCK], views.T, out=logits[: len(block)])  # (b, m)
             if temperature < SHARP:  # taking the same from a row's logits leaves its loss as it is
                 weights -= weights.amax(1, keepdim=True)
-            own = weights.gather(1, matches[start : start + BLOCK, None])  # (b, 1)
+            if matches is None:
+                own = weights.diagonal(start)[:, None].clone()  # (b, 1)
+            else:
+                own = weights.gather(1, matches[start : start + BLOCK, None])
             normaliser = _exponentiate(weights)
             total += (normaliser.log() - own).sum()
             product = torch.mm(weights, views, out=products[: len(block)])
