@@ -41,7 +41,8 @@ def infonce(anchors: Tensor, views: Tensor, temperature: float, matches: Tensor 
     temperature
         τ_s > 0.
     matches
-        Shape (n,), int64: the row of `views` that is an anchor's own target; default, where n = m: the row of the same number.
+        Shape (n,), int64: the row of `views` that is an anchor's own target; default, where n = m: that of the same
+        number.
     """
     anchors, views = unit_rows(anchors), unit_rows(views)
     if kernels.are_fast():
