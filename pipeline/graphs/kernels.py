@@ -285,6 +285,7 @@ def group_means(rows: np.ndarray, order: np.ndarray, starts: np.ndarray, means: 
 
 
 SAMPLE = 1024  # entries of a row that its floor is judged by
+GROUP = 16  # entries that are held against their floors at a time; a tile's rows are whole groups
 
 
 def likely_rank(k: int, columns: int) -> int:
@@ -317,6 +318,32 @@ def _floor(sample: np.ndarray, rank: int) -> float:
     return low + cell / scale
 
 
+@intrinsic
+def _reach(typing_context: Any, entries: Any, start: Any, floors: Any, place: Any) -> Any:
+    """Bit i of the result: entries[start + i] >= floors[place + i], for i < GROUP."""
+    flat, index = types.Array(types.float32, 1, "C"), types.intp
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), GROUP).as_pointer()
+        data = [context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 2)]
+        places = [builder.gep(array, [offset]) for array, offset in zip(data, arguments[1::2], strict=True)]
+        left, right = (builder.load(builder.bitcast(pointer, vector), align=4) for pointer in places)
+        bits = builder.bitcast(builder.fcmp_ordered(">=", left, right), ir.IntType(GROUP))
+        return builder.zext(bits, ir.IntType(64))
+
+    return types.int64(flat, index, flat, index), emit
+
+
+@intrinsic
+def _lowest_bit(typing_context: Any, bits: Any) -> Any:
+    """Place of the lowest bit that is set; there has to be one."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.int64), emit
+
+
 @njit(cache=True)
 def _reaching(
     row: np.ndarray, floor: float, start: int, ids: np.ndarray, values: np.ndarray, count: int | np.int64
@@ -325,11 +352,23 @@ def _reaching(
 
     `ids` and `values` need room for one entry more than they take.
     """
-    place = np.uint64(count)  # unsigned: spares numba's test for indices from the end
-    for i in range(row.shape[0]):
+    place, least = np.uint64(count), np.float32(floor)  # unsigned: spares numba's test for indices from the end
+    if np.float64(least) < floor:  # of two floats around the floor the upper one
+        least = np.nextafter(least, np.float32(np.inf))
+    floors = np.full(GROUP, least)
+    grouped = row.shape[0] - row.shape[0] % GROUP
+    for first in range(0, grouped, GROUP):
+        bits = _reach(row, first, floors, 0)
+        while bits:
+            i = first + _lowest_bit(bits)
+            bits &= bits - 1
+            ids[place] = start + i
+            values[place] = row[i] + np.float32(0.0)  # -0.0 becomes 0.0, so that they tie
+            place += np.uint64(1)
+    for i in range(grouped, row.shape[0]):
         ids[place] = start + i
-        values[place] = row[i] + np.float32(0.0)  # -0.0 becomes 0.0, so that they tie
-        place += np.uint64(row[i] >= floor)
+        values[place] = row[i] + np.float32(0.0)
+        place += np.uint64(row[i] >= least)
     return np.int64(place)
 
 
@@ -459,26 +498,29 @@ def sweep(
     """
     tiles, across = (strip.shape[0] + TILE - 1) // TILE, (floors.shape[0] + TILE - 1) // TILE
     for task in prange(across - first):
-        j = first + task
-        tile, turned = np.empty(TILE * TILE, np.float32), np.empty(TILE * TILE, np.float32)
-        near, found = np.empty(TILE + 1, np.int32), np.empty(TILE + 1, np.float32)
+        start = (first + task) * TILE
+        tile, least = np.empty(TILE * TILE, np.float32), np.full(TILE, np.float32(np.inf))
+        for lane in range(min(TILE, floors.shape[0] - start)):
+            least[lane] = floors[start + lane]
         for i in range(first, first + tiles):
-            _fill_tile(left, right, i, j, tile)
+            _fill_tile(left, right, i, first + task, tile)
             _store_tile(tile, i - first, task, strip)
             if task < tiles:
                 continue
-            _turn(tile, turned)
-            for column in range(j * TILE, min(floors.shape[0], (j + 1) * TILE)):
-                line = turned[(column - j * TILE) * TILE : (column - j * TILE + 1) * TILE]
-                hits = _reaching(line, floors[column], i * TILE, near, found, 0)
-                count = counts[column]
-                if count < 0 or count + hits > ids.shape[1]:
-                    counts[column] = -1
-                    continue
-                for hit in range(hits):
-                    ids[column, count + hit] = near[hit]
-                    values[column, count + hit] = found[hit]
-                counts[column] = count + hits
+            for row in range(TILE):
+                for group in range(0, TILE, GROUP):
+                    bits = _reach(tile, row * TILE + group, least, group)
+                    while bits:
+                        lane = group + _lowest_bit(bits)
+                        bits &= bits - 1
+                        column = start + lane
+                        count = counts[column]
+                        if 0 <= count < ids.shape[1]:
+                            ids[column, count] = i * TILE + row
+                            values[column, count] = tile[row * TILE + lane] + np.float32(0.0)
+                            counts[column] = count + 1
+                        else:
+                            counts[column] = -1
 
 
 @njit(parallel=True, cache=True)
