@@ -23,7 +23,7 @@ test: $(INSTALLED) docker-check  ## lint, types, import contracts, tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=15
 
 docker-check: $(INSTALLED)  ## what hadolint and docker compose say of the files in docker/
 	$(VENV)/bin/hadolint --failure-threshold info docker/Dockerfile
