@@ -61,10 +61,15 @@ class Row:
 
     @property
     def margins(self) -> tuple[float, float, float] | None:
-        """How many times better than its goal the median, the least and the most are; at 1 it is just met."""
+        """How many times better than its goal the median, the least and the most are; at 1 it is just met.
+
+        None also for a figure of 0 that may be at most something: no bar is long enough for it.
+        """
         if not self.goal or self.median is None or self.least is None or self.most is None:
             return None
         values = self.median, self.least, self.most
+        if self.sense == "at most" and 0 in values:
+            return None
         median, *ends = (value / self.goal if self.sense == "at least" else self.goal / value for value in values)
         return median, min(ends), max(ends)
 

@@ -69,6 +69,7 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, monkeypatch: py
         ([1.0, 2.0, 4.0], 2.0, "at most", True, (1.0, 0.5, 2.0)),
         ([1.0, 3.0, 4.0], 2.0, "at most", False, (2 / 3, 0.5, 2.0)),
         ([1.0, 3.0, 4.0], None, "at least", None, None),
+        ([0.0, 0.0, 1.0], 2.0, "at most", True, None),  # better by no number
     ],
 )
 def test_a_goal_is_met_by_the_median(values, goal, sense, met, margins) -> None:
