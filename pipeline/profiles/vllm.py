@@ -27,10 +27,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
 }
-# Unless the user says otherwise: a fork of a process with threads can hang, progress bars need a quiet engine, and on
-# Intel's processors the number of threads, another one on a cluster, would change the last bits of logits on a CPU.
+# Unless the user says otherwise: a fork of a process with threads can hang, and progress bars need a quiet engine.
 DEFAULT_ENVIRONMENT = {
-    "MKL_CBWR": "AUTO,STRICT",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
