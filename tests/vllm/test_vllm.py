@@ -159,9 +159,7 @@ def test_engines_on_ray_give_what_one_gives_here(llama: Path, tmp_path: Path, mo
         there = write_item_profiles(items_table(18), None, settings(llama), tmp_path, cluster=used)
     finally:
         ray.shutdown()
-    # Other batches and threads may round otherwise on some processors, and a random model's answers hang on last bits.
-    assert there.table["item"].equals(here.table["item"])
-    assert there.table["summary"].str.len_chars().min() > 0
+    assert there.table.equals(here.table)
     assert there.table["origin"].unique().to_list() == ["vllm"]
     for name in ("asked", "prompt_tokens", "completion_tokens"):
         assert there.counts[name] == here.counts[name] > 0
