@@ -27,7 +27,9 @@ ANSWERS = pa.schema(
 class SpreadChat:
     """A `ChatModel` in engines on the nodes of a cluster; they start with the first prompts and end with the last.
 
-    A prompt has the answer that an engine here gives; `seconds_starting` are the longest of any of them.
+    A prompt has the answer that an engine here gives, as far as vLLM rounds alike: on a CPU with several threads last
+    bits depend on what else is in a batch, and the choice between two words may hang on them. `seconds_starting` are
+    the longest of any of them.
     """
 
     origin = VLLMChat.origin
