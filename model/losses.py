@@ -41,8 +41,7 @@ def infonce(anchors: Tensor, views: Tensor, temperature: float, matches: Tensor 
     temperature
         τ_s > 0.
     matches
-        Shape (n,), int64: the row of `views` that is an anchor's own target; default, where n = m: that of the same
-        number.
+        Shape (n,), int64: the row of `views` that is an anchor's own target; default: the row of the same number.
     """
     anchors, views = unit_rows(anchors), unit_rows(views)
     if kernels.are_fast():
@@ -93,11 +92,13 @@ class _InfoNCE(torch.autograd.Function):
     def forward(context: Any, anchors: Tensor, views: Tensor, temperature: float, matches: Tensor | None) -> Tensor:
         count, width = anchors.shape
         total = anchors.new_zeros(())
+        view_gradient = torch.zeros_like(views)
         if matches is None:
-            anchor_gradient, view_gradient = -views, -anchors
+            anchor_gradient = -views[:count]
+            view_gradient[:count] = -anchors
         else:
             anchor_gradient = -views.index_select(0, matches)
-            view_gradient = torch.zeros_like(views).index_add_(0, matches, anchors, alpha=-1)
+            view_gradient.index_add_(0, matches, anchors, alpha=-1)
         scaled = anchors / temperature
         logits, products = anchors.new_empty((BLOCK, len(views))), anchors.new_empty((BLOCK, width))
         for start in range(0, count, BLOCK):

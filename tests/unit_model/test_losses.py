@@ -55,6 +55,19 @@ def test_infonce_takes_its_own_target_from_among_further_candidates(temperature:
         torch.testing.assert_close(part.grad, other.grad)
 
 
+def test_infonce_matches_rows_by_number_where_nothing_else_is_said() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randn(count, 8, dtype=torch.float64, generator=generator) for count in (5, 9)]
+    found = []
+    for matches in (None, torch.arange(5)):
+        leaves = [part.clone().requires_grad_() for part in rows]
+        loss = infonce(*leaves, 0.4, matches)
+        loss.backward()
+        found.append([loss, *(leaf.grad for leaf in leaves)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_zero_rows_have_cosine_zero_and_finite_gradients() -> None:
     anchors, views = torch.eye(3, requires_grad=True), torch.zeros(3, 3, requires_grad=True)
     loss = infonce(anchors, views, temperature=0.6)
