@@ -132,7 +132,7 @@ def load(path: Path, made_by: str, note: Callable[[str], None]) -> Kept | None:
                 return None
             targets = _hashes(file["targets"])
             candidates = _hashes(file["candidates"]) if "candidates" in file else targets
-            return Kept(targets, candidates, *(file[name] for name in Kept._fields[2:]))
+            return _checked(Kept(targets, candidates, *(file[name] for name in Kept._fields[2:])))
     except Exception as error:  # of a damaged archive NumPy and zipfile raise a dozen kinds
         note(f"{path} is damaged and not used ({error}); the graph is built from nothing")
         return None
@@ -143,6 +143,18 @@ def size(folder: Path) -> CacheSize:
     files = sorted(folder.glob("*.npz"))
     rows = sum(_rows(path) for path in files)
     return CacheSize(rows, rows, len(files), sum(path.stat().st_size for path in files))
+
+
+def _checked(kept: Kept) -> Kept:
+    """What kernels take without a look at its bounds, held to them."""
+    if {len(part) for part in kept[2:]} != {len(kept.targets)}:
+        raise ValueError("its rows are not those that it names")
+    for found in (kept.ids, kept.supports):
+        if found.size and (found.min() < -1 or found.max() >= len(kept.candidates)):
+            raise ValueError(f"an id is outside the {len(kept.candidates)} candidates")
+    if kept.similarities.shape != kept.ids.shape or not np.isfinite(kept.similarities).all():
+        raise ValueError("its similarities are not those of its ids")
+    return kept
 
 
 def _rows(path: Path) -> int:

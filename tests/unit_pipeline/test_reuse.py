@@ -161,6 +161,24 @@ def test_a_damaged_memory_is_reported_and_not_used(tmp_path: Path, place: float)
     assert subspaces.subspace_graph(targets, candidates, 30, 5, store).computed == 0
 
 
+@pytest.mark.parametrize(("name", "value"), [("ids", 90), ("supports", -2), ("similarities", np.nan), ("plain", None)])
+def test_a_memory_that_holds_what_cannot_be_is_not_used(tmp_path: Path, name: str, value: float | None) -> None:
+    rng, notes = np.random.default_rng(5), []
+    targets, candidates, store = text_like(rng, 100), text_like(rng, 90), memory(tmp_path)
+    first = subspaces.subspace_graph(targets, candidates, 30, 5, store)
+    with np.load(store.path) as file:
+        arrays = dict(file)
+    if value is None:
+        arrays[name] = arrays[name][:-1]
+    else:
+        arrays[name][7, 2] = value
+    np.savez(store.path, **arrays)
+    found = subspaces.subspace_graph(targets, candidates, 30, 5, store._replace(note=notes.append))
+    assert_equal(found.graph, first.graph)
+    assert found.reused == 0
+    assert "damaged" in notes[0]
+
+
 def test_nothing_is_kept_beyond_half_of_the_budget(tmp_path: Path) -> None:
     features = text_like(np.random.default_rng(6), 100)
     store = memory(tmp_path)
