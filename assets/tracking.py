@@ -51,13 +51,13 @@ def connect(experiment: str) -> str:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its news of database tables is none of the user's
     uri = home.tracking_uri()
-    local = uri.startswith("sqlite:///")
-    if local:
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if database:
+        database.parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
     artifacts = home.home() / "mlflow" / "artifacts" / experiment
     # MLflow makes a new store's tables on first use, and does not expect another process to do the same.
-    with FileLock(uri.removeprefix("sqlite:///") + ".lock") if local else nullcontext():
+    with FileLock(f"{database}.lock") if database else nullcontext():
         try:
             known = mlflow.get_experiment_by_name(experiment)
         except MlflowException as error:
@@ -66,7 +66,7 @@ def connect(experiment: str) -> str:
                 f"{home.home() / 'mlflow'}"
             ) from error
         if known is None:
-            made = mlflow.create_experiment(experiment, artifact_location=artifacts.as_uri() if local else None)
+            made = mlflow.create_experiment(experiment, artifact_location=artifacts.as_uri() if database else None)
     parcels.deliver_waiting()
     return str(known.experiment_id if known else made)
 

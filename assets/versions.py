@@ -50,8 +50,10 @@ NOT_COUNTED = {
 _CODE_PARTS: dict[str, dict[str, str]] = {}
 _SHOWN_DIGITS = 12
 
-# How a look at a module is taken: one that was taken otherwise does not count.
-_LOOK = [Path(file).read_text(encoding="utf-8") for file in (__file__, fingerprint.__file__)]
+# How a look at a module is taken, and by which Python: one that was taken otherwise does not count.
+_LOOK = fingerprint.settings_version(
+    [sys.version, *(Path(file).read_text() for file in (__file__, fingerprint.__file__))]
+)
 
 # How results are shown, stored and logged changes no result.
 PLUMBING = {
@@ -176,7 +178,7 @@ def _looked_at(module: str) -> _Module:
     To parse the whole project takes as long as half of all else that a short command does.
     """
     text = _source(module).read_text(encoding="utf-8")
-    state = fingerprint.settings_version([sys.version, *_LOOK, text])
+    state = fingerprint.settings_version([_LOOK, text])
     kept = home() / "cache" / "code" / f"{module}.json"
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
