@@ -15,6 +15,7 @@ from pipeline.parquet import atomic_path, seal
 from pipeline.sources import RawTables, SourceError
 
 BATCH_ROWS = 50_000
+BATCH_CHARACTERS = 32 << 20  # of text; real reviews reach the number of rows first
 CONTENT_CHARACTERS = 1000  # of a rejected row, kept in the quarantine
 
 SCHEMAS = {
@@ -71,6 +72,7 @@ class RawWriter:
         self._temporary = {name: self._stack.enter_context(atomic_path(path)) for name, path in self._final.items()}
         self._max_bad_share = max_bad_share
         self._rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in SCHEMAS}
+        self._characters = dict.fromkeys(SCHEMAS, 0)  # in these rows
         self._written: Counter[str] = Counter()
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._read: Counter[str] = Counter()
@@ -95,7 +97,8 @@ class RawWriter:
         """Add one row, its values in the order of the table's schema."""
         rows = self._rows[table]
         rows.append(row)
-        if len(rows) >= BATCH_ROWS:
+        self._characters[table] += sum(len(value) for value in row if isinstance(value, str))
+        if len(rows) >= BATCH_ROWS or self._characters[table] >= BATCH_CHARACTERS:
             self._flush(table)
 
     def add_images(self, items: list[str], vectors: np.ndarray) -> None:
@@ -173,6 +176,7 @@ class RawWriter:
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             self._write(table, pa.Table.from_arrays(arrays, schema=schema))
             rows.clear()
+            self._characters[table] = 0
 
     def _write(self, table: str, content: pa.Table) -> None:
         if table not in self._writers:

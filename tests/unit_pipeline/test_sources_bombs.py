@@ -67,6 +67,17 @@ def test_a_line_of_two_gigabytes_is_set_aside_and_the_next_one_read(tmp_path: Pa
     assert found["peak"] < PEAK_BYTES
 
 
+@pytest.mark.slow
+def test_long_texts_are_not_gathered_by_rows_alone(tmp_path: Path):
+    """200 reviews of 2 MB, in a file of 400 kB: fewer rows than a batch has."""
+    row = json.dumps({"reviewerID": "A1", "asin": "B1", "reviewText": "x" * (2 << 20)}).encode() + b"\n"
+    packed = gzip.compress(row)
+    (tmp_path / "r.json.gz").write_bytes(packed * 200)
+    found = read(tmp_path, {"kind": "amazon", "reviews": {"path": str(tmp_path / "r.json.gz")}})
+    assert (found["rows"]["reviews"], found["rejected"]) == (200, {})
+    assert found["peak"] < PEAK_BYTES
+
+
 def test_a_long_line_of_a_csv_table_is_named(tmp_path: Path):
     """A CSV reader asks for whole lines: such a one was held in memory twice over."""
     bomb(tmp_path / "i.csv.gz", b"user,item\nu,1\n", b"u,2\n", 256 << 20)
