@@ -25,6 +25,9 @@ test: $(INSTALLED) docker-check  ## lint, types, import contracts, tests
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=15
 
+soak: $(INSTALLED)  ## kill runs at random moments, fifty times (ten minutes)
+	$(VENV)/bin/pytest -m long
+
 docker-check: $(INSTALLED)  ## what hadolint and docker compose say of the files in docker/
 	$(VENV)/bin/hadolint --failure-threshold info docker/Dockerfile
 	$(VENV)/bin/docker-compose --file docker/compose.yaml --profile gpu --profile objects --profile ray config --quiet

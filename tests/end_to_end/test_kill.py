@@ -1,12 +1,14 @@
 """Killing the process at any stage loses nothing and leaves no half file."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,11 +46,38 @@ def test_killed_again_and_again_then_finished_equals_a_clean_run(tmp_path: Path,
             kills += 1
         process.communicate()
     assert kills >= len(MOMENTS) - 1  # a stage can be over before the kill arrives
-    process = start(tmp_path)
+    finish(tmp_path, finished, open_pipeline)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_fifty_kills_at_random_moments(tmp_path: Path, finished, open_pipeline: Callable):
+    rng = random.Random(0)
+    kills = 0
+    while kills < 50:
+        process = start(tmp_path)
+        assert process.stdout is not None
+        process.stdout.readline()  # it has begun
+        try:
+            output, _ = process.communicate(timeout=rng.uniform(0, 8))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+        else:
+            assert process.returncode == 0, output
+            rng.choice(sorted((tmp_path / "store").rglob("*.parquet"))).unlink()  # something to do again
+    finish(tmp_path, finished, open_pipeline)
+
+
+def finish(folder: Path, finished: Any, open_pipeline: Callable) -> None:
+    """Let a run come to its end; what is there then is what a clean one makes, and nothing else."""
+    process = start(folder)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     expected = finished.versions(["scale"])
-    with open_pipeline(tmp_path) as resumed:
+    with open_pipeline(folder) as resumed:
         assert resumed.versions(["scale"]) == expected
-    assert not list(tmp_path.rglob("*.tmp"))
-    assert not (tmp_path / "checkpoints/tiny/scale.safetensors").exists()
+    assert not list(folder.rglob("*.tmp"))
+    assert not (folder / "checkpoints/tiny/scale.safetensors").exists()
