@@ -21,14 +21,16 @@ class Progress(dg.ConfigurableResource):
 
 
 def lines(say: Callable[[str], None], label: str, seconds: float) -> Callable[..., None]:
-    """A callback `(done, total, detail="")` that says how far a job is, at most every so many seconds."""
-    last = time.monotonic()
+    """A callback `(done, total, detail="")` that says how far a job is, at most every so many seconds, and if it moved."""
+    last, said = time.monotonic(), ""
 
     def report(done: int, total: int, detail: str = "") -> None:
-        nonlocal last
+        nonlocal last, said
         if time.monotonic() - last >= seconds:
-            last = time.monotonic()
             far = f"{done:,} of {total:,}" if total else f"{done:,}"
-            say(f"{label}: {far} ({detail})" if detail else f"{label}: {far}")
+            text = f"{label}: {far} ({detail})" if detail else f"{label}: {far}"
+            if text != said:
+                last, said = time.monotonic(), text
+                say(text)
 
     return report

@@ -18,6 +18,7 @@ def test_the_log_says_how_far_and_how_fast(monkeypatch: pytest.MonkeyPatch):
     report = progress.Progress().bar(context, "writing item profiles")
     report(1200, 30_000, DETAIL)
     report(1201, 30_000)
+    report(1201, 30_000)  # no news
     report(5, 0)
     assert lines == [
         f"writing item profiles: 1,200 of 30,000 ({DETAIL})",
