@@ -21,7 +21,7 @@ class Progress(dg.ConfigurableResource):
 
 
 def lines(say: Callable[[str], None], label: str, seconds: float) -> Callable[..., None]:
-    """A callback `(done, total, detail="")` that says how far a job is, at most every so many seconds, and if it moved."""
+    """A callback `(done, total, detail="")` saying how far a job is, at most every so many seconds; no line twice."""
     last, said = time.monotonic(), ""
 
     def report(done: int, total: int, detail: str = "") -> None:
