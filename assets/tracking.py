@@ -56,8 +56,11 @@ def connect(experiment: str) -> str:
         database.parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
     artifacts = home.home() / "mlflow" / "artifacts" / experiment
-    # MLflow makes a new store's tables on first use, and does not expect another process to do the same.
+    # MLflow makes a new store's tables on first use, and does not expect another process to do the same, nor that
+    # one is killed meanwhile.
     with FileLock(f"{database}.lock") if database else nullcontext():
+        if database and not database.exists():
+            _make_database(database, artifacts.parent)
         try:
             known = mlflow.get_experiment_by_name(experiment)
         except MlflowException as error:
@@ -69,6 +72,13 @@ def connect(experiment: str) -> str:
             made = mlflow.create_experiment(experiment, artifact_location=artifacts.as_uri() if database else None)
     parcels.deliver_waiting()
     return str(known.experiment_id if known else made)
+
+
+def _make_database(path: Path, artifacts: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with parquet.atomic_path(path) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
 
 
 def finished_runs(dataset: str, limit: int) -> list[dict[str, Any]]:

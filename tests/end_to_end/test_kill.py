@@ -14,6 +14,24 @@ import pytest
 
 COMMAND = [sys.executable, "-c", "from assets.cli import main; main()", "run", "-d", "tiny", "-m", "scale"]
 
+# Opens a home, and is gone right after a statement of SQL.
+OPEN = """
+import os, sys
+import dagster as dg
+from sqlalchemy import Engine, event
+from assets import home, tracking
+
+@event.listens_for(Engine, "after_cursor_execute")
+def stop(connection, cursor, statement, *_):
+    if len(sys.argv) > 1 and sys.argv[1] in statement:
+        os._exit(9)
+
+home.dagster_home()
+with dg.DagsterInstance.get() as instance:
+    assert instance.get_runs_count() == 0
+print(tracking.connect("tiny"))
+"""
+
 # Files whose appearance is the moment to kill: in the middle of each part of the pipeline, and of the training.
 MOMENTS = [
     "store/.staging/tiny",
@@ -47,6 +65,17 @@ def test_killed_again_and_again_then_finished_equals_a_clean_run(tmp_path: Path,
         process.communicate()
     assert kills >= len(MOMENTS) - 1  # a stage can be over before the kill arrives
     finish(tmp_path, finished, open_pipeline)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statement", ["INSERT INTO alembic_version", "CREATE TABLE secrets"])
+def test_killed_while_a_new_home_s_databases_are_made(tmp_path: Path, statement: str):
+    """Dagster undoes what was not finished; half of MLflow's database could not be opened again."""
+    command, environment = [sys.executable, "-c", OPEN], os.environ | {"SCALE_HOME": str(tmp_path)}
+    assert subprocess.run([*command, statement], env=environment, check=False).returncode == 9
+    opened = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert opened.returncode == 0, opened.stderr
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.slow
