@@ -27,10 +27,11 @@ def lines(say: Callable[[str], None], label: str, seconds: float) -> Callable[..
     def report(done: int, total: int, detail: str = "") -> None:
         nonlocal last, said
         if time.monotonic() - last >= seconds:
+            last = time.monotonic()
             far = f"{done:,} of {total:,}" if total else f"{done:,}"
             text = f"{label}: {far} ({detail})" if detail else f"{label}: {far}"
             if text != said:
-                last, said = time.monotonic(), text
+                said = text
                 say(text)
 
     return report
