@@ -23,6 +23,7 @@ class LatentSemanticEncoder:
     def __init__(self, corpus: list[str], settings: EmbeddingSettings) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.utils.extmath import randomized_svd
+        from threadpoolctl import threadpool_limits
 
         self.dimensions = settings.dimensions
         self.vectorizer: Any = TfidfVectorizer(
@@ -34,7 +35,8 @@ class LatentSemanticEncoder:
         if any(analyse(text) for text in documents):
             weights = self.vectorizer.fit_transform(documents)  # (documents, terms) sparse
             rank = min(settings.dimensions, *weights.shape)
-            _, values, directions = randomized_svd(weights, rank, n_iter=_ITERATIONS, random_state=_SEED)
+            with threadpool_limits(1, "blas"):  # with more, sums round by their number
+                _, values, directions = randomized_svd(weights, rank, n_iter=_ITERATIONS, random_state=_SEED)
             meaningful = int((values > _SMALLEST_SHARE * values[0]).sum())
             self.components = np.zeros((weights.shape[1], settings.dimensions), dtype=np.float32)
             self.components[:, :meaningful] = directions[:meaningful].T

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from threadpoolctl import threadpool_limits
 
 from pipeline.embeddings import EmbeddingError, Embeddings, align_images, embed_texts, normalised, sentence
 from pipeline.row_cache import size
@@ -139,6 +140,18 @@ def test_lsa_pads_what_the_corpus_does_not_span(embed: Embed) -> None:
     np.testing.assert_allclose(np.abs(result.vectors[:, 0]), [1, 1, 0], atol=1e-6)
     assert result.counts["zero_vectors"] == 1
     assert result.counts["empty_texts"] == 0
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="this takes two processors")
+def test_lsa_gives_the_same_bytes_with_any_number_of_threads(embed: Embed) -> None:
+    generator = np.random.default_rng(0)
+    words = np.array([f"word{number}" for number in range(300)])
+    corpus = [" ".join(generator.choice(words, 30)) for _ in range(90)]
+    settings = LSA.model_copy(update={"dimensions": 32})
+    with threadpool_limits(1):
+        expected = embed(corpus, settings, corpus).vectors
+    with threadpool_limits(2):
+        assert (embed(corpus, settings, corpus).vectors == expected).all()
 
 
 @pytest.mark.parametrize("corpus", [[], ["", " "], ["the and of"], ["guitar"]])

@@ -1,5 +1,6 @@
 """The engine inside the test's own process, on a CPU, quick to start; a tiny model for it."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import pytest
 
 from tests.tiny_llama import save_tiny_llama
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-# With more, a CPU's engine may round by what else is in a batch, and a random model's next word hangs on the last bits.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if importlib.util.find_spec("vllm") is not None:  # elsewhere these would reach other tests' processes
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # With more, an engine may round by what else is in a batch, and a random model's next word hangs on the last bits.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
