@@ -156,7 +156,10 @@ def sweep(
     try:
         done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
         device = training_config(model, settings).device
-        with workers.pool(settings.sweep.parallel, settings.compute, device) as pool:
+        with (
+            workers.pool(settings.sweep.parallel, settings.compute, device) as pool,
+            workers.given_up_when_stopped(pool),
+        ):
             waiting = {pool.submit(_run_trial, job, number) for number in range(done, total)}
             while waiting:
                 report()

@@ -157,9 +157,10 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
         pool = _pool(parallel, where, device, home.home())
         waiting: dict[Future[None], Trial] = {pool.submit(_train, trial, threads): trial for trial in todo.values()}
         try:
-            for finished in as_completed(waiting):
-                finished.result()
-                advance(waiting[finished])
+            with workers.given_up_when_stopped(pool):
+                for finished in as_completed(waiting):
+                    finished.result()
+                    advance(waiting[finished])
         except BaseException:
             for each in waiting:
                 each.cancel()

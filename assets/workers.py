@@ -4,9 +4,10 @@ import multiprocessing
 import os
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from assets import home
@@ -25,10 +26,34 @@ def pool(parallel: int, settings: ComputeSettings, device: str) -> Executor:
     """
     where = cluster(settings)
     if where is None:
-        return ProcessPoolExecutor(parallel, multiprocessing.get_context("spawn"), _end_with_parent)
+        return _Processes(parallel)
     sent = {name: value for name, value in os.environ.items() if name.startswith("SCALE_")}
     sent |= {"SCALE_HOME": str(home.home()), "MLFLOW_TRACKING_URI": home.tracking_uri()}  # also where they are defaults
     return where.pool(parallel, sent, device != "cpu")
+
+
+@contextmanager
+def given_up_when_stopped(pool: Executor) -> Iterator[None]:
+    """End what runs in the pool at once where this process is told to stop; after an error it may come to its end."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, a signal, "Terminate" in the Dagster UI
+        if isinstance(pool, _Processes):  # a cluster ends what a process asked for that is gone
+            pool.give_up()
+        raise
+
+
+class _Processes(ProcessPoolExecutor):
+    """Processes that end when this one does, or when they are given up: then a pipe that it holds is closed."""
+
+    def __init__(self, count: int) -> None:
+        ended, self._held = multiprocessing.Pipe(duplex=False)
+        super().__init__(count, multiprocessing.get_context("spawn"), _end_with, (ended,))
+
+    def give_up(self) -> None:
+        self._held.close()
 
 
 def threads(parallel: int, settings: ComputeSettings) -> int | None:
@@ -60,11 +85,10 @@ def peak_memory() -> Callable[[], float]:
     return peak
 
 
-def _end_with_parent() -> None:
+def _end_with(ended: Connection) -> None:
     def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+        with suppress(EOFError, OSError):
+            ended.recv()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,7 +1,13 @@
 """The report and what stands behind it: what is trained, what is reused, and what is left alone."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,7 @@ FEW = {
     ],
 }
 MODELS = ["scale", "lightgcn"]
+GROUPS = {"report": "evidence", "sweep": "sweep"}  # command -> its settings
 
 
 def refresh(pipeline, **changes: Any):
@@ -179,6 +186,41 @@ def test_two_processes_train_what_one_trains(report, tmp_path):
     for one, other in zip(alone, together, strict=True):
         assert one.trial.folder != other.trial.folder
         assert one.users.equals(other.users)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of a process's children")
+@pytest.mark.parametrize("command", ["report", "sweep"])
+def test_a_command_that_is_told_to_stop_ends_what_it_trains_at_once(command, report, tmp_path):
+    home = shutil.copytree(store().parent, tmp_path / "home")
+    endless = {"training.epochs": 10**7, "training.patience": 10**7, f"{GROUPS[command]}.parallel": 2}
+    settings = [word for key, value in endless.items() for word in ("--set", f"{key}={value}")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from assets.cli import main; main()", command, "-d", "tiny", "-m", "bpr", *settings],
+        env=os.environ | {"SCALE_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while process.poll() is None and len(trainings := trainers(process.pid)) < 2:
+        time.sleep(0.1)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    while any(is_running(training) for training in trainings):
+        time.sleep(0.1)
+
+
+def trainers(process: int) -> list[int]:
+    """Processes that a process has started to train in."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def is_running(process: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 @pytest.mark.slow
