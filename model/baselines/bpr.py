@@ -30,7 +30,7 @@ class BPR(Recommender):
     Config: ClassVar[type[ModelConfig]] = BPRConfig
     needs: ClassVar[frozenset[str]] = frozenset({"interactions"})
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "l2": (0.0, 1e-5, 1e-4, 1e-3, 1e-2),
+        "l2": (0.0, 1e-4, 1e-3, 1e-2, 1e-1),
         "training.learning_rate": (5e-4, 1e-3, 5e-3),
     }
     config: BPRConfig

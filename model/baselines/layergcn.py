@@ -36,7 +36,7 @@ class LayerGCN(Recommender):
     needs: ClassVar[frozenset[str]] = frozenset({"interactions"})
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "pruning": (0.0, 0.1, 0.2),
-        "l2": (1e-5, 1e-4, 1e-3, 1e-2),
+        "l2": (1e-4, 1e-3, 1e-2, 1e-1),
     }
     config: LayerGCNConfig
 

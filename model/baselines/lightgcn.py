@@ -32,7 +32,7 @@ class LightGCN(Recommender):
     needs: ClassVar[frozenset[str]] = frozenset({"interactions"})
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "layers": (1, 2, 3, 4),
-        "l2": (1e-5, 1e-4, 1e-3, 1e-2),
+        "l2": (1e-4, 1e-3, 1e-2, 1e-1),
         "training.learning_rate": (5e-4, 1e-3, 5e-3),
     }
     config: LightGCNConfig
