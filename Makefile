@@ -25,7 +25,7 @@ test: $(INSTALLED) docker-check  ## lint, types, import contracts, tests
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=15
 
-soak: $(INSTALLED)  ## kill runs at random moments, fifty times; edit anything, in other orders (half an hour)
+soak: $(INSTALLED)  ## kill runs at random moments, fifty times (ten minutes)
 	$(VENV)/bin/pytest -m long
 
 docker-check: $(INSTALLED)  ## what hadolint and docker compose say of the files in docker/

@@ -222,10 +222,10 @@ EDITS: dict[str, Callable[[Workshop, random.Random], None]] = {
     "code of training": add_code("model/training.py"),
     "code of a stage": add_code("assets/graphs.py"),
 }
-STEPS = 4
+STEPS = 6
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 7))])
+@pytest.mark.parametrize("seed", [0])
 def test_any_edits_leave_what_a_rebuild_makes(workshop: Workshop, tmp_path: Path, seed: int):
     rng = random.Random(seed)
     done: list[str] = []
