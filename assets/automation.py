@@ -9,12 +9,12 @@ from assets.nodes import Node
 from assets.partitions import DATASETS
 from assets.progress import Progress
 from assets.refresh import Refresh
-from assets.results import made_datasets
 from assets.settings import OVERRIDES_TAG, dataset
 from assets.stage import GPU
+from assets.staleness import made_datasets
 from assets.versions import SETTINGS, settings_content
 from pipeline import fingerprint
-from pipeline.profiles import TemplateError
+from pipeline.profiles.prompts import TemplateError
 from pipeline.settings import SettingsError
 
 LOOK_SECONDS = 15

@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 from upath import UPath
 
-from pipeline import parquet
-from pipeline.parquet import StoredFileError
+from pipeline.files import REMEDY, StoredFileError, atomic_path, state
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _ABANDONED_NS = 24 * 3600 * 10**9
@@ -52,11 +51,6 @@ class Manifest:
     size: int
     time: int
     sha256: str
-
-
-def state(size: int, time: int) -> str:
-    """Size and time of a file, as they are recorded with an asset."""
-    return f"{size} bytes, {time} ns"
 
 
 class Bucket:
@@ -159,7 +153,7 @@ class Bucket:
         try:
             return Manifest(**json.loads(content))
         except (ValueError, TypeError):
-            raise StoredFileError(f"{self.url}/{key}: is no manifest of a result; {parquet.REMEDY}") from None
+            raise StoredFileError(f"{self.url}/{key}: is no manifest of a result; {REMEDY}") from None
 
     def _manifest_or_none(self, name: str) -> Manifest | None:
         try:
@@ -169,15 +163,15 @@ class Bucket:
             raise
 
     def _download(self, manifest: Manifest, path: Path) -> None:
-        with parquet.atomic_path(path) as temporary:
+        with atomic_path(path) as temporary:
             try:
                 with self._asking("download", manifest.object):
                     self._files.get_file(self._path(manifest.object), str(temporary))
             except FileNotFoundError:
-                raise StoredFileError(f"{self.url}/{manifest.object}: is gone; {parquet.REMEDY}") from None
+                raise StoredFileError(f"{self.url}/{manifest.object}: is gone; {REMEDY}") from None
             if temporary.stat().st_size != manifest.size or _sha256(temporary) != manifest.sha256:
                 raise StoredFileError(
-                    f"{self.url}/{manifest.object}: is not what was uploaded, so it is damaged; {parquet.REMEDY}"
+                    f"{self.url}/{manifest.object}: is not what was uploaded, so it is damaged; {REMEDY}"
                 )
             os.utime(temporary, ns=(manifest.time, manifest.time))
 

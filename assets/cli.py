@@ -339,8 +339,8 @@ def _look(dataset: str | None, set_: list[str] | None, show_stages: bool) -> Non
 
 def _made(instance: Any, dataset: str | None) -> list[str]:
     """The dataset asked for, or every one of which something has been made."""
-    from assets.results import made_datasets
     from assets.settings import dataset as load_dataset
+    from assets.staleness import made_datasets
 
     if dataset is not None:
         load_dataset(dataset)

@@ -16,7 +16,7 @@ from assets.replicates import REPLICATES, drawn, frame, replicates, spread, stor
 from assets.reporting import sections
 from assets.settings import SUBJECT, Dataset, partition_of, settings_of
 from assets.stage import Result, stage
-from assets.storage import stored_path
+from assets.store import stored_path
 from assets.training import evaluation_of, interaction_matrix, metrics_of, pairs_of
 from assets.trials import trial_record
 from model.registry import MODELS

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock
 
-from pipeline.parquet import atomic_path
+from pipeline.files import atomic_path
 
 LEAST_ROOM = 2**20  # bytes
 PROJECT = Path(__file__).resolve().parent.parent

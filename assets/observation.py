@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 import dagster as dg
 
 from assets.lock import dataset_lock
+from assets.model_groups import group_of
 from assets.settings import OVERRIDES_TAG, SUBJECT, Dataset, dataset
-from assets.training import group_of
 from assets.versions import SETTINGS, model_content, observe, settings_content, settings_key
-from pipeline.profiles import TemplateError
+from pipeline.profiles.prompts import TemplateError
 from pipeline.settings import SettingsError
 
 PARTITION_TAG = "dagster/partition"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from assets import home
-from pipeline import parquet
+from pipeline.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def parcel(run_id: str, status: str, metrics: Sequence[Measured]) -> Iterator[Pa
     Yields a folder: what is put under its `artifacts` goes along, and what `add_model` puts there.
     """
     packed = folder() / run_id
-    with parquet.atomic_folder(packed) as packing:
+    with atomic_folder(packed) as packing:
         (packing / ARTIFACTS).mkdir()
         yield packing
         content = {"store": home.tracking_uri(), "run_id": run_id, "status": status, "metrics": metrics}

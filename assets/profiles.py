@@ -9,7 +9,7 @@ from assets.settings import partition_of, settings_of
 from assets.stage import GPU, Check, Result, stage
 from pipeline.compute import cluster
 from pipeline.interactions import InteractionTables, user_histories
-from pipeline.profiles import ProfileResult, write_item_profiles, write_user_profiles
+from pipeline.profiles.write import ProfileResult, write_item_profiles, write_user_profiles
 
 CHECKS = {
     "few_empty_profiles": "At most 5 % of the rows have an empty profile.",
@@ -22,7 +22,7 @@ FAILURES = "Rows without a profile of their own: why, the prompt, and the model'
 
 @stage(
     group="profiles",
-    code=["pipeline.profiles"],
+    code=["pipeline.profiles.write"],
     settings=["item_profiles"],
     checks=CHECKS,
     pool=GPU,
@@ -41,7 +41,7 @@ def item_profile_tables(
 
 @stage(
     group="profiles",
-    code=["pipeline.profiles", "pipeline.interactions"],
+    code=["pipeline.profiles.write", "pipeline.interactions"],
     settings=["user_profiles", "interactions"],
     checks=CHECKS,
     pool=GPU,

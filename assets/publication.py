@@ -8,11 +8,12 @@ import polars as pl
 
 from assets import home, tracking
 from assets.comparisons import TABLES, cost
+from assets.failures import StageError
 from assets.replicates import REPLICATES, stored_replicates
 from assets.reporting.report import COLUMNS, render
 from assets.settings import Dataset, partition_of, settings_of
-from assets.stage import Result, StageError, stage
-from assets.storage import stored_path
+from assets.stage import Result, stage
+from assets.store import stored_path
 from assets.versions import package
 from pipeline import parquet
 from pipeline.interactions import SPLITS

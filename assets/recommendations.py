@@ -7,8 +7,9 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from assets.model_groups import ModelGroup
 from assets.stage import Check, Result, check_specs, publish
-from assets.training import ModelGroup, interaction_matrix, pairs_of
+from assets.training import interaction_matrix, pairs_of
 from assets.versions import code_of
 
 TOP = 20

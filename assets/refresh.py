@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from assets.failures import StageError, failure
+from assets.kept_graph import asset_graph
 from assets.lock import dataset_lock
-from assets.nodes import Node, parents
+from assets.nodes import Node, graph_of, parents
 from assets.progress import Progress
 from assets.settings import OVERRIDES_TAG, Dataset, dataset
-from assets.stage import StageError, failure
-from assets.stages import stages
 from assets.staleness import State, evidence, inputs, materialised, survey, wanted
-from assets.storage import send
+from assets.store import send
 from assets.versions import Record, latest
 
 TOGETHER = "computed together with a stale table"
@@ -121,13 +121,13 @@ class Refresh:
         tags: Mapping[str, str] | None = None,
         targets: Literal["inputs", "recommendations", "evidence"] = "recommendations",
     ) -> None:
-        defs = stages(progress)
         self._instance = instance
         self._dataset = dataset
         self._overrides = dict(overrides)
         self._tags = dict(tags or {})
-        self._job = defs.resolve_implicit_global_asset_job_def()
-        self._graph = defs.resolve_asset_graph()
+        self._progress = progress
+        self._graph = asset_graph()
+        self._job: dg.JobDefinition | None = None
         if models is None:
             self.nodes = materialised(self._graph, instance, dataset)
         else:
@@ -231,11 +231,21 @@ class Refresh:
         return {parent for mate in self._together(node) for parent in parents(self._graph, mate)}
 
     def _together(self, node: Node) -> list[Node]:
-        return [Node(key, node.partition) for key in sorted(self._graph.get(node.key).execution_set_asset_keys)]
+        return [Node(key, node.partition) for key in self._graph[node.key].together]
+
+    def _loaded(self) -> dg.JobDefinition:
+        """The stages as a job; nothing before the first run needs them."""
+        if self._job is None:
+            from assets.stages import stages
+
+            defs = stages(self._progress)
+            self._job = defs.resolve_implicit_global_asset_job_def()
+            self._graph = graph_of(defs.resolve_asset_graph())  # of the code that runs, whoever saved a file meanwhile
+        return self._job
 
     def _materialise(self, partition: str, keys: list[dg.AssetKey]) -> None:
         overrides = {OVERRIDES_TAG: json.dumps(self._overrides)} if self._overrides else {}
-        result = self._job.execute_in_process(
+        result = self._loaded().execute_in_process(
             instance=self._instance,
             partition_key=partition,
             asset_selection=keys,

@@ -9,13 +9,15 @@ import numpy as np
 import polars as pl
 
 from assets import plots
+from assets.failures import StageError
+from assets.model_groups import ModelGroup, group_of, model_groups
 from assets.progress import Progress
 from assets.reporting import sections
 from assets.reporting.picture import picture
 from assets.settings import overrides_of, partition_of, settings_of
-from assets.stage import GPU, Result, StageError, publish
-from assets.storage import stored_path
-from assets.training import ModelGroup, group_of, inputs_of, model_groups
+from assets.stage import GPU, Result, publish
+from assets.store import stored_path
+from assets.training import inputs_of
 from assets.trials import Outcome, run, seeds_of
 from assets.variants import stored
 from assets.versions import code_of, settings_key

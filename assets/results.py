@@ -11,9 +11,9 @@ import dagster as dg
 import polars as pl
 
 from assets import home, tracking
-from assets.settings import dataset_names
-from assets.storage import stored_path
-from assets.training import evaluation_of, group_of
+from assets.model_groups import group_of
+from assets.store import stored_path
+from assets.training import evaluation_of
 from assets.versions import latest
 from model.registry import MODELS, entry
 from pipeline import parquet, row_cache
@@ -49,11 +49,6 @@ def latest_runs(instance: dg.DagsterInstance, dataset: str, models: Sequence[str
         metrics = {name.removeprefix(tracking.TEST): value for name, value in record.shown.items()}
         rows.append({"run": MODELS[model].title, **metrics})
     return rows
-
-
-def made_datasets(instance: dg.DagsterInstance) -> list[str]:
-    """Datasets of which something has been made."""
-    return sorted(instance.get_materialized_partitions(dg.AssetKey("raw_reviews")) & set(dataset_names()))
 
 
 @dataclass(frozen=True)

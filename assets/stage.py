@@ -15,16 +15,12 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_array
 
+from assets.nodes import WHATEVER_THERE_IS
 from assets.partitions import DATASETS
 from assets.storage import content_version
 from assets.versions import code_of, settings_key
 
 GPU = "gpu"  # the pool of what takes a GPU where there is one
-WHATEVER_THERE_IS = "scale/reads_whatever_there_is"
-
-
-class StageError(RuntimeError):
-    """A stage stopped with an error; the message is the stage's own."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +148,3 @@ def _size(value: Any) -> dict[str, Any]:
     if isinstance(value, csr_array):
         return {"dagster/row_count": value.nnz}  # a graph is stored as its edges
     return {}
-
-
-def failure(events: Sequence[dg.DagsterEvent]) -> str:
-    """The error of a failed run, as its author worded it, after the stage where it happened."""
-    failed = [event for event in events if event.is_step_failure] or [event for event in events if event.is_failure]
-    error = getattr(failed[0].event_specific_data, "error", None)
-    while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
-        error = error.cause  # Dagster's own errors say only which step it was
-    message = error.message.strip() if error else failed[0].message or "failed"
-    return f"{failed[0].step_key}: {message}" if failed[0].step_key else message

@@ -4,12 +4,13 @@ import dagster as dg
 from upath import UPath
 
 from assets import comparisons, embeddings, graphs, home, interactions, profiles, publication, raw, studies
+from assets.model_groups import model_groups
 from assets.observation import settings_on_record
 from assets.progress import Progress
 from assets.recommendations import recommendations_asset
 from assets.replicates import replicates_asset
 from assets.storage import ParquetIOManager
-from assets.training import model_groups, training_asset
+from assets.training import training_asset
 from assets.versions import SETTINGS, settings_key, settings_spec
 
 GROUPS = model_groups()

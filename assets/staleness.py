@@ -14,10 +14,10 @@ from typing import Any, Literal
 import dagster as dg
 
 from assets import home
-from assets.nodes import Node, inputs_by_name, parents
-from assets.settings import SUBJECT, Dataset
-from assets.stage import WHATEVER_THERE_IS
-from assets.storage import (
+from assets.model_groups import group_of
+from assets.nodes import AssetGraph, Node, closed, inputs_by_name
+from assets.settings import SUBJECT, Dataset, dataset_names
+from assets.store import (
     FILE_STATE,
     file_state,
     is_intact,
@@ -27,26 +27,20 @@ from assets.storage import (
     stored_at,
     stored_path,
 )
-from assets.training import group_of, inputs_of
 from assets.versions import (
     CODE,
     CODE_VERSION,
     INPUTS,
     SETTINGS,
     Record,
-    code_parts,
-    latest,
+    Records,
     model_content,
     observed_content,
     settings_content,
 )
 from pipeline import fingerprint
-from pipeline.parquet import StoredFileError
+from pipeline.files import StoredFileError
 
-# In the order in which they stand on each other.
-GROUPS = (
-    "raw", "interactions", "profiles", "embeddings", "graphs", "models", "recommendations", "replicates", "evidence"
-)  # fmt: skip
 EVIDENCE = ("replicates", "evidence")
 REPORT = dg.AssetKey("report")
 NEVER = "never materialised"
@@ -76,61 +70,52 @@ class State:
     unsent: Path | None = None
 
 
-def wanted(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
+def wanted(graph: AssetGraph, dataset: str, models: Iterable[str]) -> list[Node]:
     """The models' recommendations, all that these stand on, and what is computed together with that."""
-    return _closed(graph, [Node(group_of(m).key("recommendations"), f"{dataset}|{m}") for m in models])
+    return closed(graph, [Node(group_of(m).key("recommendations"), f"{dataset}|{m}") for m in models])
 
 
-def inputs(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
+def inputs(graph: AssetGraph, dataset: str, models: Iterable[str]) -> list[Node]:
     """What the models' trainings read, and all that it stands on."""
-    names = {name for model in models for name in inputs_of(group_of(model))}
-    return _closed(graph, [Node(dg.AssetKey(name), dataset) for name in sorted(names)])
+    read = {key for model in models for key in graph[group_of(model).key("trained_model")].parents}
+    return closed(graph, [Node(key, dataset) for key in sorted(read) if graph[key].made])
 
 
-def evidence(graph: Any, dataset: str, models: Iterable[str]) -> list[Node]:
+def evidence(graph: AssetGraph, dataset: str, models: Iterable[str]) -> list[Node]:
     """The report with every table in it, trainings of the models with several seeds, and all that these stand on."""
     chosen = list(models)
-    tables = [key for key in graph.materializable_asset_keys if graph.get(key).group_name == "evidence"]
-    kept = [key for key in tables if SUBJECT in chosen or WHATEVER_THERE_IS in graph.get(key).tags]
+    tables = [key for key, asset in graph.items() if asset.made and asset.group == "evidence"]
+    kept = [key for key in tables if SUBJECT in chosen or graph[key].whatever_there_is]
     seeds = [Node(group_of(model).key("replicates"), f"{dataset}|{model}") for model in chosen]
-    return _closed(graph, [*seeds, *(Node(key, dataset) for key in kept)])
+    return closed(graph, [*seeds, *(Node(key, dataset) for key in kept)])
 
 
-def materialised(graph: Any, instance: dg.DagsterInstance, dataset: str) -> list[Node]:
+def materialised(graph: AssetGraph, instance: dg.DagsterInstance, dataset: str) -> list[Node]:
     """Every node of a dataset that has ever been made, all that these stand on, and what is computed with that.
 
     Evidence is left out: an edit would repeat hundreds of trainings, so it comes when it is asked for.
     """
-    made = [
+    stages = [key for key, asset in graph.items() if asset.made and asset.group not in EVIDENCE]
+    records = Records(instance, stages)
+    made = [Node(key, dataset) for key in stages if not graph[key].models and records.latest(key, dataset)]
+    made += [
         Node(key, partition)
-        for key in graph.materializable_asset_keys
-        if graph.get(key).group_name not in EVIDENCE
-        for partition in instance.get_materialized_partitions(key)
+        for key in stages
+        if graph[key].models
+        for partition in records.partitions(key)
         if partition.partition("|")[0] == dataset
     ]
-    return _closed(graph, made)
+    return closed(graph, made)
 
 
-def _closed(graph: Any, targets: Iterable[Node]) -> list[Node]:
-    """Targets, what they cannot be made without, and what is computed together with that, in order."""
-    found: set[Node] = set()
-    waiting = list(targets)
-    while waiting:
-        node = waiting.pop()
-        if node in found or not graph.get(node.key).is_materializable:
-            continue
-        together = {Node(key, node.partition) for key in graph.get(node.key).execution_set_asset_keys}
-        found |= together
-        for each in together:
-            if WHATEVER_THERE_IS not in graph.get(each.key).tags:
-                waiting += parents(graph, each)
-    order = {key: position for position, key in enumerate(graph.toposorted_asset_keys)}
-    return sorted(
-        found, key=lambda node: (GROUPS.index(graph.get(node.key).group_name), node.partition, order[node.key])
-    )
+def made_datasets(instance: dg.DagsterInstance) -> list[str]:
+    """Datasets of which something has been made."""
+    return sorted(instance.get_materialized_partitions(dg.AssetKey("raw_reviews")) & set(dataset_names()))
 
 
-def survey(instance: dg.DagsterInstance, graph: Any, nodes: Iterable[Node], settings: Dataset) -> dict[Node, State]:
+def survey(
+    instance: dg.DagsterInstance, graph: AssetGraph, nodes: Iterable[Node], settings: Dataset
+) -> dict[Node, State]:
     """State of every node, in the order given. Reads records and file times; changes nothing."""
     look = _Look(instance, graph, settings)
     return {node: look.state(node) for node in nodes}
@@ -139,14 +124,14 @@ def survey(instance: dg.DagsterInstance, graph: Any, nodes: Iterable[Node], sett
 class _Look:
     """One look at the records; each is read once."""
 
-    def __init__(self, instance: dg.DagsterInstance, graph: Any, settings: Dataset) -> None:
+    def __init__(self, instance: dg.DagsterInstance, graph: AssetGraph, settings: Dataset) -> None:
         self.instance, self.graph, self.settings = instance, graph, settings
-        self._records: dict[Node, Record | None] = {}
+        self._records = Records(instance, [key for key, asset in graph.items() if asset.made])
         self._contents: dict[Node, dict[str, Any] | None] = {}
         self._in_store = states_in_store()
 
     def state(self, node: Node) -> State:
-        record = self._record(node)
+        record = self._records.latest(node.key, node.partition)
         if record is None:
             return State("missing", (NEVER,))
         if problem := self._file_problem(node, record):
@@ -173,16 +158,11 @@ class _Look:
             return f"its file was damaged or changed by hand ({path})"
         return None
 
-    def _record(self, node: Node) -> Record | None:
-        if node not in self._records:
-            self._records[node] = latest(self.instance, node.key, node.partition)
-        return self._records[node]
-
     def _code_changes(self, node: Node, record: Record) -> Iterator[str]:
-        version = self.graph.get(node.key).code_version
-        if record.tags.get(CODE_VERSION) == version:
+        asset = self.graph[node.key]
+        if record.tags.get(CODE_VERSION) == asset.code_version:
             return
-        before, now = record.shown.get(CODE, {}), code_parts(version)
+        before, now = record.shown.get(CODE, {}), asset.code
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         yield f"edited code: {_some(changed)}"
 
@@ -193,7 +173,7 @@ class _Look:
         for name, parent in above.items():
             content = self._content(parent)
             if content is None:
-                above_record = self._record(parent)
+                above_record = self._records.latest(parent.key, parent.partition)
                 if above_record is not None and above_record.version != before.get(name):
                     yield f"{name} changed" if name in before else f"now reads {name}"
             elif fingerprint.settings_version(content) != before.get(name):
@@ -206,7 +186,7 @@ class _Look:
         return self._contents[node]
 
     def _read(self, node: Node) -> dict[str, Any] | None:
-        if self.graph.get(node.key).is_materializable:
+        if self.graph[node.key].made:
             return None
         group, model = node.key.path[-1], node.partition.partition("|")[2]
         return settings_content(group, self.settings) if group in SETTINGS else model_content(model, self.settings)

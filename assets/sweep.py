@@ -18,11 +18,13 @@ import dagster as dg
 import yaml
 
 from assets import home, tracking, workers
+from assets.model_groups import group_of
 from assets.settings import Dataset, Range, Space, dataset, search_space, training_config
-from assets.training import build, group_of, inputs_of, stored_data
+from assets.training import build, inputs_of, stored_data
 from assets.versions import latest, model_content
 from model.registry import MODELS
-from pipeline import fingerprint, parquet
+from pipeline import fingerprint
+from pipeline.files import atomic_path
 from pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -307,7 +309,7 @@ def _write(found: Found, dataset_name: str, model: str, settings: Dataset) -> No
         f"# The best of {len(found.trials)} trials of {model} on {dataset_name}: validation "
         f"{settings.training.selection_metric} {found.value:.4f}\n"
     )
-    with parquet.atomic_path(found.file) as path:
+    with atomic_path(found.file) as path:
         path.write_text(note + yaml.safe_dump(nested))
 
 

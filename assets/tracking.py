@@ -21,6 +21,7 @@ from assets import home, parcels, plots
 from assets.parcels import Measured
 from model.registry import MODELS
 from pipeline import parquet
+from pipeline.files import atomic_path
 
 if TYPE_CHECKING:
     from model.training import EpochRecord, TrainingResult
@@ -77,7 +78,7 @@ def connect(experiment: str) -> str:
 def _make_database(path: Path, artifacts: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with parquet.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
 
 
@@ -160,7 +161,7 @@ class TrainingRun:
             self.run_id = run.info.run_id
             _log_parameters(self.run_id, flatten(settings))
             resume_file.parent.mkdir(parents=True, exist_ok=True)
-            with parquet.atomic_path(resume_file) as temporary:
+            with atomic_path(resume_file) as temporary:
                 temporary.write_text(json.dumps({"run_id": self.run_id, "fingerprint": fingerprint}))
 
     def _unfinished(self, fingerprint: str) -> str | None:

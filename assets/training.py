@@ -5,7 +5,6 @@ An edit of a graph makes the models stale that read it, and no other.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -14,12 +13,13 @@ import polars as pl
 from scipy.sparse import csr_array
 
 from assets import home, tracking
-from assets.partitions import by_dataset_and_model
+from assets.model_groups import ModelGroup, group_of
 from assets.progress import Progress
 from assets.settings import Dataset, model_config, partition_of, settings_of, training_config
 from assets.stage import GPU, Check, Result, check_specs, publish, takes
-from assets.storage import read, stored_path
-from assets.versions import code_of, lineage, model_content, settings_key
+from assets.storage import read
+from assets.store import stored_path
+from assets.versions import code_of, lineage, model_content
 from model.registry import MODELS
 from pipeline import fingerprint
 
@@ -41,42 +41,6 @@ INPUTS: dict[str, dict[str, type]] = {
     },
 }
 CHECKS = {"better_than_popularity": "Test Recall@20 is above that of recommending the most popular items."}
-
-
-@dataclass(frozen=True)
-class ModelGroup:
-    """The models that read the same things."""
-
-    name: str
-    needs: frozenset[str]
-    models: list[str]
-
-    def key(self, asset: str) -> dg.AssetKey:
-        """Key of one of the group's assets: `trained_model`, `user_metrics` or `recommendations`."""
-        return dg.AssetKey([self.name, asset])
-
-    @property
-    def settings_key(self) -> dg.AssetKey:
-        """External asset of the models' settings and code, by dataset and model."""
-        return settings_key(f"{self.name}_models")
-
-    @property
-    def partitions(self) -> dg.MultiPartitionsDefinition:
-        return by_dataset_and_model(self.models)
-
-
-def model_groups() -> list[ModelGroup]:
-    """Every set of needs in the registry with its models."""
-    groups: dict[frozenset[str], list[str]] = {}
-    for name, entry in MODELS.items():
-        groups.setdefault(entry.needs, []).append(name)
-    named = {"_".join(sorted(needs - {"interactions"})) or "interactions": needs for needs in groups}
-    return [ModelGroup(name, needs, sorted(groups[needs])) for name, needs in sorted(named.items())]
-
-
-def group_of(model: str) -> ModelGroup:
-    """The group that a model belongs to."""
-    return next(group for group in model_groups() if model in group.models)
 
 
 def inputs_of(group: ModelGroup) -> dict[str, type]:

@@ -16,12 +16,14 @@ import numpy as np
 import polars as pl
 
 from assets import home, tracking, workers
+from assets.model_groups import group_of
 from assets.settings import Dataset, dataset, training_config
 from assets.storage import read
-from assets.training import build, evaluation_of, group_of, inputs_of, logged_settings, rec_data
+from assets.training import build, evaluation_of, inputs_of, logged_settings, rec_data
 from assets.variants import Stored
 from assets.versions import model_content, modules_version
 from pipeline import fingerprint, parquet
+from pipeline.files import atomic_path
 from pipeline.settings import ComputeSettings
 
 if TYPE_CHECKING:
@@ -231,7 +233,7 @@ def _train(trial: Trial, threads: int | None) -> None:
         "peak_memory_gb": peak(),
         "run_id": run.run_id,
     }
-    with parquet.atomic_path(_record(trial.dataset, trial.identity)) as path:
+    with atomic_path(_record(trial.dataset, trial.identity)) as path:
         path.write_text(json.dumps(record, indent=1))
     checkpoint.unlink(missing_ok=True)
 

@@ -14,10 +14,11 @@ from typing import Any
 import dagster as dg
 
 from assets import home
-from assets.nodes import Node, parents
+from assets.failures import StageError, failure
+from assets.nodes import AssetGraph, Node, closed, graph_of, parents
 from assets.settings import OVERRIDES_TAG, VARIANT_TAG, Dataset, dataset
-from assets.stage import StageError, failure
-from assets.storage import local_path, read, stored_path, write
+from assets.storage import read, write
+from assets.store import local_path, stored_path
 from assets.versions import SETTINGS, latest, settings_content
 from pipeline import fingerprint, parquet
 
@@ -64,9 +65,8 @@ def varied(
     """
     _, graph, _ = _pipeline()
     wanted = [dg.AssetKey(asset) for asset in assets]
-    above = {key for asset in wanted for key in graph.get_ancestor_asset_keys(asset, include_self=True)}
-    keys = [key for key in graph.toposorted_asset_keys if key in above and graph.get(key).is_materializable]
-    own = {mate: _own(instance, name, mate) for key in keys for mate in graph.get(key).execution_set_asset_keys}
+    keys = [node.key for node in closed(graph, [Node(key, name) for key in wanted])]
+    own = {key: _own(instance, name, key) for key in keys}
     overrides = {**base, **variant}
     before, now = (_contents(dataset(name, settings)) for settings in (base, overrides))
     changed = {group for group in now if now[group] != before[group]}
@@ -74,7 +74,7 @@ def varied(
     for key in keys:
         if key in found:
             continue
-        together = sorted(graph.get(key).execution_set_asset_keys)
+        together = graph[key].together
         parents_here = sorted({parent.key for mate in together for parent in parents(graph, Node(mate, name))})
         read_here = {parent: found[parent] for parent in parents_here if parent in found}
         groups = {parent.path[-1] for parent in parents_here if parent not in found}
@@ -83,7 +83,7 @@ def varied(
             continue
         contents = {group: now[group] for group in sorted(groups)}
         versions = {parent.to_user_string(): result.version for parent, result in read_here.items()}
-        identity = fingerprint.settings_version([graph.get(key).code_version, contents, versions])
+        identity = fingerprint.settings_version([graph[key].code_version, contents, versions])
         folder = home.variants_folder(name)
         paths = {mate: folder.joinpath(*mate.path, f"{identity}.parquet") for mate in together}
         if not all(path.exists() for path in paths.values()):
@@ -101,14 +101,14 @@ def _contents(settings: Dataset) -> dict[str, dict[str, Any]]:
 
 
 @cache
-def _pipeline() -> tuple[dg.JobDefinition, Any, "_Files"]:
+def _pipeline() -> tuple[dg.JobDefinition, AssetGraph, "_Files"]:
     """The job of all stages, their graph, and where the job keeps results."""
     from assets.progress import Progress
     from assets.stages import stages  # they, in turn, use variants
 
     files = _Files()
     defs = stages(Progress(), files)
-    return defs.resolve_implicit_global_asset_job_def(), defs.resolve_asset_graph(), files
+    return defs.resolve_implicit_global_asset_job_def(), graph_of(defs.resolve_asset_graph()), files
 
 
 def _own(instance: dg.DagsterInstance, name: str, key: dg.AssetKey) -> Stored:

@@ -21,7 +21,7 @@ from assets.partitions import DATASETS
 from assets.settings import Dataset, training_config
 from model.registry import MODELS
 from pipeline import fingerprint
-from pipeline.parquet import atomic_path
+from pipeline.files import atomic_path
 from pipeline.settings import EmbeddingSettings, ProfileSettings, local_folder
 
 DATA_VERSION = "dagster/data_version"
@@ -37,6 +37,8 @@ NOT_COUNTED = {
     "pipeline.settings",
     "pipeline.compute",
     "pipeline.parquet",
+    "pipeline.files",
+    "pipeline.content",
     "pipeline.fingerprint",
     "pipeline.row_cache",
     "model.registry",
@@ -59,7 +61,10 @@ _LOOK = fingerprint.settings_version(
 PLUMBING = {
     f"assets.{name}"
     for name in (
+        "failures",
         "home",
+        "model_groups",
+        "nodes",
         "partitions",
         "plots",
         "progress",
@@ -67,6 +72,7 @@ PLUMBING = {
         "settings",
         "stage",
         "storage",
+        "store",
         "tracking",
         "versions",
         "workers",
@@ -244,7 +250,7 @@ def _profiles(settings: ProfileSettings, prompt: str, kind: Literal["item", "use
     counted.add("prompt_words" if settings.tokenizer is None else "prompt_tokens")
     if settings.backend in ("given", "metadata"):
         return {"profiles": settings.model_dump(include=counted)}
-    from pipeline.profiles import load_template
+    from pipeline.profiles.prompts import load_template
 
     kept = settings.model_dump(include=counted | {"model"})
     del kept["model"]["attempts"]
@@ -378,12 +384,48 @@ def latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> Re
     """The newest materialisation of an asset partition, or observation of an external one."""
     where = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
     for fetch in (instance.fetch_materializations, instance.fetch_observations):
-        for record in fetch(where, limit=1).records:
-            event = record.asset_materialization or record.asset_observation
-            if event is not None:
-                shown = {name: value.value for name, value in event.metadata.items()}
-                return Record(event.tags or {}, shown, record.timestamp)
+        for found in fetch(where, limit=1).records:
+            if record := _record(found):
+                return record
     return None
+
+
+def _record(found: dg.EventLogRecord) -> Record | None:
+    event = found.asset_materialization or found.asset_observation
+    if event is None:
+        return None
+    shown = {name: value.value for name, value in event.metadata.items()}
+    return Record(event.tags or {}, shown, found.timestamp)
+
+
+class Records:
+    """The newest materialisations of stages, each read once.
+
+    Of every stage the newest of all its partitions comes with one query; most often it is the one that is asked for.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey]) -> None:
+        self._instance = instance
+        self._made: set[dg.AssetKey] = set()
+        self._found: dict[tuple[dg.AssetKey, str], Record | None] = {}
+        for asset in instance.get_asset_records(keys):
+            newest = asset.asset_entry.last_materialization_record
+            if newest is not None:
+                self._made.add(asset.asset_entry.asset_key)
+                if newest.partition_key is not None:
+                    self._found[asset.asset_entry.asset_key, newest.partition_key] = _record(newest)
+
+    def latest(self, key: dg.AssetKey, partition: str) -> Record | None:
+        """The newest materialisation of one partition."""
+        if key not in self._made:
+            return None
+        if (key, partition) not in self._found:
+            self._found[key, partition] = latest(self._instance, key, partition)
+        return self._found[key, partition]
+
+    def partitions(self, key: dg.AssetKey) -> set[str]:
+        """Every partition that has been made."""
+        return self._instance.get_materialized_partitions(key) if key in self._made else set()
 
 
 def recorded_version(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> str | None:

@@ -1,126 +1,30 @@
-"""Content hashes: of tables, arrays and graphs (data versions), of settings, and of source code (code versions).
-
-A data version is a hash of logical content: neither file bytes, nor time, nor how a table is cut into chunks.
-A code version is a hash of syntax trees, in which comments, docstrings and layout do not count.
-"""
+"""Hashes of settings, and of source code: of syntax trees, in which comments, docstrings and layout do not count."""
 
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel
-from scipy.sparse import csr_array
 
 LENGTH = 16  # bytes of a digest: a collision among 10^9 contents has odds below 10^-20
-BATCH_ROWS = 65_536
 
 
-def _hasher(*parts: object) -> hashlib.blake2b:
+def hash_of(*parts: object) -> hashlib.blake2b:
+    """A hash of the parts as text, to which bytes can be added."""
     hasher = hashlib.blake2b(digest_size=LENGTH)
     for part in parts:
         hasher.update(str(part).encode() + b"\0")
     return hasher
 
 
-class _Column:
-    """Hash of one column, fed chunk by chunk; where the chunks are cut makes no difference."""
-
-    def __init__(self, field: pa.Field) -> None:
-        # 32- and 64-bit offsets hold the same content: polars writes the one, pyarrow the other.
-        kind = "list" if _is_list(field.type) else "string" if _is_string(field.type) else str(field.type)
-        self.hashers = [_hasher(field.name, kind), _hasher(), _hasher()]  # values, lengths, validity
-        self.child = _Column(pa.field("item", field.type.value_type)) if kind == "list" else None
-
-    def update(self, array: pa.Array) -> None:
-        values, lengths, validity = self.hashers
-        validity.update(_bytes(np.asarray(pc.is_valid(array))))
-        if self.child is not None:
-            lengths.update(_bytes(_int64(pc.list_value_length(array))))
-            self.child.update(array.flatten())
-        elif _is_string(array.type):
-            binary = pc.fill_null(array.cast(pa.large_binary()), b"")
-            lengths.update(_bytes(_int64(pc.binary_length(binary))))
-            offsets = np.frombuffer(binary.buffers()[1], np.int64)[binary.offset : binary.offset + len(binary) + 1]
-            if len(binary) and binary.buffers()[2] is not None:
-                values.update(memoryview(binary.buffers()[2])[offsets[0] : offsets[-1]])
-        else:
-            # A null's value slot is undefined: make it 0.
-            filled = pc.fill_null(array, False if pa.types.is_boolean(array.type) else 0)
-            values.update(_bytes(filled.to_numpy(zero_copy_only=False)))
-
-    def digest(self) -> bytes:
-        own = b"".join(hasher.digest() for hasher in self.hashers)
-        return own + (self.child.digest() if self.child else b"")
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _int64(array: pa.Array) -> np.ndarray:
-    return pc.fill_null(array, -1).cast(pa.int64()).to_numpy(zero_copy_only=False)
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).data
-
-
-def _batches_version(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> str:
-    columns = [_Column(field) for field in schema]
-    for batch in batches:
-        for column, array in zip(columns, batch.columns, strict=True):
-            column.update(array)
-    hasher = _hasher("table")
-    for column in columns:
-        hasher.update(column.digest())
-    return hasher.hexdigest()
-
-
-def table_version(table: pl.DataFrame | pa.Table) -> str:
-    """Hash of a table's columns, in order, and rows, in order."""
-    arrow = table if isinstance(table, pa.Table) else table.to_arrow(compat_level=pl.CompatLevel.oldest())
-    return _batches_version(arrow.schema, arrow.to_batches())
-
-
-def file_version(path: Path) -> str:
-    """Hash of a Parquet file's rows, read in batches: equal to `table_version` of the same rows in memory."""
-    with pq.ParquetFile(path) as file:
-        return _batches_version(file.schema_arrow, file.iter_batches(batch_size=BATCH_ROWS))
-
-
-def array_version(array: np.ndarray) -> str:
-    """Hash of an array's dtype, shape and values."""
-    hasher = _hasher("array", array.dtype, array.shape)
-    hasher.update(_bytes(array))
-    return hasher.hexdigest()
-
-
-def graph_version(graph: csr_array) -> str:
-    """Hash of a graph's shape and edges."""
-    graph.sort_indices()
-    hasher = _hasher("graph", graph.shape)
-    for part in (graph.indptr.astype(np.int64), graph.indices.astype(np.int64)):
-        hasher.update(_bytes(part))
-    return hasher.hexdigest()
-
-
 def settings_version(*settings: BaseModel | Mapping[str, Any] | Sequence[Any]) -> str:
     """Hash of settings by value; the order of keys makes no difference."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in settings]
-    return _hasher("settings", json.dumps(plain, sort_keys=True, default=str)).hexdigest()
+    return hash_of("settings", json.dumps(plain, sort_keys=True, default=str)).hexdigest()
 
 
 def file_states(path: Path) -> dict[str, str]:
@@ -139,7 +43,7 @@ def file_states(path: Path) -> dict[str, str]:
 
 def code_version(*sources: str) -> str:
     """Hash of syntax trees of Python source texts: an edited comment, docstring or line break leaves it as it was."""
-    hasher = _hasher("code")
+    hasher = hash_of("code")
     for source in sources:
         hasher.update(ast.dump(_without_docstrings(ast.parse(source))).encode())
     return hasher.hexdigest()

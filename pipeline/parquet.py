@@ -8,10 +8,6 @@ Parquet itself leave out the footer, and a bit of that can turn into other rows.
 
 import json
 import os
-import platform
-import shutil
-import time
-import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,93 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
-from pipeline import fingerprint
+from pipeline import content
+from pipeline.files import REMEDY, StoredFileError, atomic_path
 from pipeline.graphs.csr import edges, from_edges
 
 SHAPE = b"scale.shape"
 SEAL = b"SCRC"
-REMEDY = "its stage is run again by the next `scale run` or `scale refresh`"
 COMPRESSION = "zstd"
-_ABANDONED_SECONDS = 3600
 _PACKED_BYTES, _UNPACKED_BYTES = 2**26, 2**23  # of a matrix at a time, when it is written and when it is read
-
-
-class StoredFileError(ValueError):
-    """A stage's file that is damaged or not of the kind asked for; the message names it and says what to do."""
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` on success, delete it on failure.
-
-    What a killed process left behind for the same `path` is deleted first.
-    """
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """`atomic_path` for a folder: give an empty one that on success takes the place of `path` and all in it."""
-    temporary = _temporary(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            old = path.rename(_temporary(path))
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _temporary(path: Path) -> Path:
-    """A name beside `path` that no other process gives; what killed ones left behind for `path` is deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    delete_leftovers(path.parent, path.name)
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{_host()}.{os.getpid()}.tmp")
-
-
-def delete_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left behind in a folder, for the file `name` or for any.
-
-    Another machine's processes cannot be seen from here: what it left is deleted once it is an hour old.
-    """
-    for leftover in folder.glob(f".{name}.*.tmp"):
-        *_, host, process, _ = leftover.name.split(".")
-        abandoned = not _is_running(int(process)) if host == _host() else _age(leftover) > _ABANDONED_SECONDS
-        if abandoned and leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        elif abandoned:
-            leftover.unlink(missing_ok=True)
-
-
-def _host() -> str:
-    return platform.node().replace(".", "-")
-
-
-def _age(path: Path) -> float:
-    """Seconds since the last write; 0 for a file that is gone."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_table(table: pl.DataFrame | pa.Table, path: Path, group_rows: int | None = None) -> None:
@@ -234,10 +151,10 @@ def stored_version(path: Path) -> str:
     """Data version of what a stored file holds, read whole: equal to that of the value that was written."""
     with _opened(path) as file:
         if SHAPE not in (file.schema_arrow.metadata or {}):
-            return fingerprint.file_version(path)
+            return content.file_version(path)
         if file.schema_arrow.names == ["vector"]:
-            return fingerprint.array_version(_array(file, path))
-        return fingerprint.graph_version(_graph(file, path))
+            return content.array_version(_array(file, path))
+        return content.graph_version(_graph(file, path))
 
 
 def _with_shape(table: pa.Table, shape: tuple[int, ...]) -> pa.Table:

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.parquet import atomic_path, delete_leftovers
+from pipeline.files import atomic_path, delete_leftovers
 
 IN_USE = "in_use"
 _MOST_SMALL_SHARDS = 32

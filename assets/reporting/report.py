@@ -13,7 +13,7 @@ from assets.reporting import sections
 from assets.reporting.interactive import CONFIG, interactive
 from assets.reporting.picture import picture
 from assets.reporting.sections import Section
-from pipeline.parquet import atomic_folder
+from pipeline.files import atomic_folder
 
 RESULT = ("metric", "mean", "sd", "seeds")
 TESTS = ("effect_size", "t_test", "wilcoxon")

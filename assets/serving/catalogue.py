@@ -11,9 +11,11 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_array
 
+from assets.model_groups import group_of
 from assets.results import NothingThereError
-from assets.storage import read, stored_path
-from assets.training import evaluation_of, group_of, interaction_matrix, pairs_of
+from assets.storage import read
+from assets.store import stored_path
+from assets.training import evaluation_of, interaction_matrix, pairs_of
 from assets.versions import INPUTS, latest, recorded_version
 from model.registry import MODELS, entry
 from pipeline.embeddings import normalised

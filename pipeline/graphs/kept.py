@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.parquet import atomic_path
+from pipeline.files import atomic_path
 from pipeline.row_cache import CacheSize
 
 HASH = 16  # bytes

@@ -5,7 +5,7 @@ Texts and image vectors follow from planted places, so what a method should find
 
 from pathlib import Path
 
-from pipeline.parquet import atomic_path
+from pipeline.files import atomic_path
 from pipeline.settings import DemoSource
 from pipeline.sources import Progress
 from pipeline.sources.amazon import read_files

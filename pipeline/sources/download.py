@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.parquet import atomic_path
+from pipeline.files import atomic_path
 from pipeline.settings import RawFile
 from pipeline.sources import Progress, SourceError
 

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.parquet import atomic_path, seal
+from pipeline.files import atomic_path
+from pipeline.parquet import seal
 from pipeline.sources import RawTables, SourceError
 
 BATCH_ROWS = 50_000

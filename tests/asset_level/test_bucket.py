@@ -18,16 +18,16 @@ import pytest
 from scipy.sparse import csr_array
 from typer.testing import CliRunner
 
-from assets import bucket, home, storage
+from assets import bucket, home, storage, store
 from assets.bucket import Bucket, StoreError
 from assets.cli import app, main
 from assets.nodes import Node
 from assets.progress import Progress
 from assets.refresh import Refresh
 from assets.results import examples
-from assets.storage import local_path, stored_path
+from assets.store import local_path, stored_path
 from assets.variants import stored, varied
-from pipeline.parquet import StoredFileError
+from pipeline.files import StoredFileError
 from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
 
 pytest.importorskip("s3fs", reason="there is no s3fs; install it with: pip install -e '.[s3]' -c constraints.txt")
@@ -114,7 +114,7 @@ def test_what_is_sent_comes_back(tmp_path, monkeypatch, url, kind):
     path = local_path(dg.AssetKey("thing"), "tiny|bpr")
     path.parent.mkdir(parents=True)
     storage.write(value, path)
-    storage.send(path)
+    store.send(path)
     sent = path.read_bytes(), path.stat().st_mtime_ns
     path.unlink()
     assert stored_path(dg.AssetKey("thing"), "tiny|bpr") == path
@@ -137,7 +137,7 @@ def test_a_write_replaces_the_object_and_the_copy_follows(tmp_path, shelf):
         assert shelf.fetch(NAME, copy)
         assert copy.read_bytes() == content
         assert len(objects(shelf)) == 1
-        assert shelf.states() == {NAME: storage.file_state(sent)}
+        assert shelf.states() == {NAME: store.file_state(sent)}
     before = copy.stat().st_ino
     assert shelf.fetch(NAME, copy)
     assert copy.stat().st_ino == before  # it was that object already
@@ -249,7 +249,7 @@ def test_damage_is_named_and_the_result_counts_as_missing(tmp_path, shelf, damag
     assert not shelf.fetch(NAME, tmp_path / "copy")
     shelf.send(sent, NAME)
     assert shelf.fetch(NAME, tmp_path / "copy")
-    assert told == "is no manifest" or shelf.states() == {NAME: storage.file_state(sent)}
+    assert told == "is no manifest" or shelf.states() == {NAME: store.file_state(sent)}
 
 
 def test_an_upload_that_arrives_in_part_is_not_named(tmp_path, monkeypatch, shelf):
@@ -299,7 +299,7 @@ def test_what_a_url_may_be(tmp_path, monkeypatch):
     for named in (tmp_path / "elsewhere", f"file://{tmp_path}/elsewhere"):
         monkeypatch.setenv("SCALE_STORE", str(named))
         assert home.store() == tmp_path / "elsewhere"
-        assert storage.remote_store() is None
+        assert store.remote_store() is None
     monkeypatch.setenv("SCALE_STORE", "s3://shelf/x")
     assert home.store() == tmp_path / "store"
     with pytest.raises(ValueError, match=r"sftp://\.\.\.@host with a password in it") as caught:

@@ -7,8 +7,8 @@ import yaml
 
 from assets import home
 from assets.definitions import defs
+from assets.model_groups import model_groups
 from assets.partitions import DATASETS
-from assets.training import model_groups
 from model.registry import MODELS
 
 GRAPH = defs.resolve_asset_graph()

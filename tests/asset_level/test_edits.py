@@ -12,8 +12,8 @@ import pytest
 
 from assets.automation import refresh_job, refresh_sensor
 from assets.nodes import Node
-from assets.storage import stored_path
-from assets.versions import latest
+from assets.store import stored_path
+from assets.versions import Records, latest
 from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
 
 RAW = {"raw_reviews", "raw_items", "raw_profiles", "raw_images", "quarantine"}
@@ -309,6 +309,28 @@ def test_dagster_judges_alike(shop, edited):
     assert stale() == SUBSPACE
     ours = edited.refresh("shop", subspace__sparsity=3).states()
     assert {node.name for node, state in ours.items() if state.status == "stale"} == SUBSPACE
+
+
+def test_records_read_at_once_are_those_read_one_by_one(shop, edited):
+    nodes = edited.refresh("shop").nodes
+    keys = [node.key for node in nodes]
+    at_once = Records(edited.instance, keys)
+    assert all(
+        at_once.latest(node.key, node.partition) == latest(edited.instance, node.key, node.partition) for node in nodes
+    )
+    key = dg.AssetKey("raw_reviews")
+    here = at_once.latest(key, "shop")
+    assert here is not None
+    assert at_once.latest(key, "tiny") is None
+    edited.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition="tiny"))
+    with_another = Records(edited.instance, keys)
+    assert with_another.latest(key, "tiny") is not None
+    assert with_another.latest(key, "shop") == here
+    assert with_another.partitions(key) == {"shop", "tiny"}
+    edited.instance.wipe_assets([key])
+    wiped = Records(edited.instance, keys)
+    assert wiped.latest(key, "shop") is None
+    assert wiped.partitions(key) == set()
 
 
 def test_settings_are_on_record_in_words(shop, edited):

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from assets import home
-from assets.storage import stored_path
+from assets.store import stored_path
 from pipeline.row_cache import size
 
 STAGES = ("item_text_embeddings", "user_text_embeddings")

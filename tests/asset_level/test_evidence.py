@@ -174,7 +174,8 @@ def test_a_second_report_trains_nothing_and_an_edit_what_it_reaches(reported, tm
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(report, tmp_path):
-    from assets.training import group_of, inputs_of
+    from assets.model_groups import group_of
+    from assets.training import inputs_of
     from assets.trials import run, seeds_of
     from assets.variants import stored
 

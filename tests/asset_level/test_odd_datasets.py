@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from assets.stage import StageError
-from assets.storage import stored_path
-from assets.training import group_of
+from assets.failures import StageError
+from assets.model_groups import group_of
+from assets.store import stored_path
 from pipeline.parquet import read_array
 
 ITEMS = [f"i{n}" for n in range(30)]

@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 
 from assets import sweep, trials
+from assets.model_groups import group_of
 from assets.settings import dataset
-from assets.training import group_of, inputs_of
+from assets.training import inputs_of
 from assets.variants import stored
 from assets.versions import SETTINGS, code_parts, settings_content
 from pipeline.compute import cluster

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from assets.definitions import defs
-from assets.refresh import StageError
-from assets.storage import stored_path
+from assets.failures import StageError
+from assets.store import stored_path
 from assets.versions import latest, recorded_version
 
 SUBSPACE = {"user_subspace_graph", "item_subspace_graph", "user_item_subspace_graph"}

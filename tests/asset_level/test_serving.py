@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from scipy.sparse import csr_array
 
+from assets.model_groups import group_of
 from assets.results import NothingThereError
 from assets.serving import guard, ranking, schemas, server
 from assets.serving.app import make_app
@@ -25,8 +26,7 @@ from assets.serving.catalogue import Catalogue, Ids, TrainedModel, load_catalogu
 from assets.serving.endpoints import Service
 from assets.serving.texts import TextEncoder
 from assets.settings import dataset as load_dataset
-from assets.storage import stored_path
-from assets.training import group_of
+from assets.store import stored_path
 from pipeline.embeddings import EmbeddingError, embed_texts, normalised
 from pipeline.embeddings.lsa import LatentSemanticEncoder
 from pipeline.settings import EmbeddingSettings

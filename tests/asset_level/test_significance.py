@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from assets import terminal
+from assets.model_groups import group_of
 from assets.results import NothingThereError, significance
-from assets.storage import stored_path
-from assets.training import group_of
+from assets.store import stored_path
 
 
 def metrics(model: str) -> pl.DataFrame:

@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from assets.storage import stored_path
+from assets.store import stored_path
 from assets.tracking import connect, flatten
 from assets.versions import recorded_version
 

@@ -28,6 +28,7 @@ from scipy.sparse import csr_array
 with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["pipeline"]):  # it names every module
     from assets.settings import Dataset, dataset_files
     from pipeline import parquet
+    from pipeline.files import StoredFileError
     from pipeline.profiles import prompts
     from pipeline.profiles.answer import Answer, Failure, parse_answer
     from pipeline.profiles.chat import usable
@@ -138,7 +139,7 @@ def check_stored(read: Callable[[Path], object], content: bytes, folder: Path) -
     try:
         read(path)
         parquet.stored_version(path)
-    except parquet.StoredFileError as error:
+    except StoredFileError as error:
         if path.name not in str(error):
             raise
 

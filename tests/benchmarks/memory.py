@@ -58,17 +58,16 @@ def jobs() -> dict[str, str]:
     import dagster as dg
 
     from assets import home
+    from assets.kept_graph import asset_graph
     from assets.progress import Progress
     from assets.refresh import Refresh
-    from assets.stages import stages
 
     home.dagster_home()
-    graph, names = stages(Progress()).resolve_asset_graph(), dict[str, list[str]]()
+    graph, names = asset_graph(), dict[str, list[str]]()
     with dg.DagsterInstance.get() as instance:
         nodes = Refresh(instance, NAME, {}, list(MODELS), Progress()).nodes
     for node in nodes:
-        together = sorted(graph.get(node.key).execution_set_asset_keys)
-        job = " ".join([node.partition, *("/".join(key.path) for key in together)])
+        job = " ".join([node.partition, *("/".join(key.path) for key in graph[node.key].together)])
         names.setdefault(job, []).append(node.name)
     return {", ".join(made): job for job, made in names.items()}
 

@@ -60,7 +60,7 @@ def train_once(folder: Path, dataset: str, name: str, form: str, seed: int) -> d
     from assets import settings
     from assets.training import build, stored_data
     from model.training import train
-    from pipeline import parquet
+    from pipeline.files import atomic_path
 
     kept = folder / f"{dataset}-{name}-{form}-{seed}.json"
     if kept.exists():
@@ -78,7 +78,7 @@ def train_once(folder: Path, dataset: str, name: str, form: str, seed: int) -> d
         "epochs": len(result.history),
         "seconds": time.perf_counter() - started,
     }
-    with parquet.atomic_path(kept) as path:
+    with atomic_path(kept) as path:
         path.write_text(json.dumps(figures))
     return figures
 

@@ -173,10 +173,10 @@ def tokens(shared: Path, folder: Path) -> dict[str, list[float]]:
     from transformers import AutoTokenizer
 
     from pipeline.interactions import build_interactions, user_histories
-    from pipeline.profiles import write_item_profiles
     from pipeline.profiles.metadata import Histories
     from pipeline.profiles.prompts import Budget, load_template, render_item, render_user
     from pipeline.profiles.text import count_words
+    from pipeline.profiles.write import write_item_profiles
     from pipeline.settings import InteractionSettings, ProfileSettings
     from pipeline.sources.amazon import read_files
     from pipeline.sources.writer import RawWriter

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from assets.storage import stored_path
-from assets.training import group_of
+from assets.model_groups import group_of
+from assets.store import stored_path
 from model.significance import paired
 
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from assets.results import latest_runs
-from assets.storage import stored_path
+from assets.store import stored_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -19,8 +19,9 @@ from pipeline.embeddings import EmbeddingError, embed_texts
 from pipeline.embeddings import spread as spread_encoder
 from pipeline.graphs import knn, omp, products, reuse, subspaces
 from pipeline.graphs.execution import Execution
-from pipeline.profiles import ChatModelError, write_item_profiles
 from pipeline.profiles import spread as spread_engine
+from pipeline.profiles.chat import ChatModelError
+from pipeline.profiles.write import write_item_profiles
 from pipeline.settings import (
     ChatModelSettings,
     ComputeSettings,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from pipeline import fingerprint
+from pipeline import content, fingerprint
 
 ROWS = st.lists(
     st.tuples(
@@ -30,13 +30,13 @@ def frame(rows: list[tuple]) -> pl.DataFrame:
 def test_chunks_make_no_difference(rows, cut):
     whole = frame(rows)
     chunked = pl.concat([whole[:cut], whole[cut:]], rechunk=False)
-    assert fingerprint.table_version(whole) == fingerprint.table_version(chunked)
+    assert content.table_version(whole) == content.table_version(chunked)
 
 
 @given(first=ROWS, second=ROWS)
 def test_equal_exactly_when_content_is(first, second):
     same = frame(first).equals(frame(second), null_equal=True)
-    assert (fingerprint.table_version(frame(first)) == fingerprint.table_version(frame(second))) == same
+    assert (content.table_version(frame(first)) == content.table_version(frame(second))) == same
 
 
 @pytest.mark.parametrize("row_group", [1, 3, 100])
@@ -44,30 +44,30 @@ def test_a_file_has_the_version_of_its_rows(tmp_path: Path, row_group: int):
     table = frame([("a", 1, ["x", "y"]), (None, None, None), ("b", 2, []), ("", 0, [""])])
     path = tmp_path / "table.parquet"
     pq.write_table(table.to_arrow(), path, row_group_size=row_group)
-    assert fingerprint.file_version(path) == fingerprint.table_version(table)
+    assert content.file_version(path) == content.table_version(table)
     small_offsets = pa.table({"text": pa.array(["a", None, "b", ""], pa.string())})
-    assert fingerprint.table_version(small_offsets) == fingerprint.table_version(table.select("text"))
+    assert content.table_version(small_offsets) == content.table_version(table.select("text"))
 
 
 def test_fixed_size_lists_count_values():
     vectors = [np.arange(6, dtype=np.float32), np.arange(6, dtype=np.float32)]
     vectors[1][5] = 9
     tables = [pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(v), 2)}) for v in vectors]
-    assert fingerprint.table_version(tables[0]) != fingerprint.table_version(tables[1])
+    assert content.table_version(tables[0]) != content.table_version(tables[1])
 
 
 def test_column_names_and_order_count():
     table = pl.DataFrame({"a": [1], "b": [1]})
-    assert fingerprint.table_version(table) != fingerprint.table_version(table.rename({"a": "c"}))
-    assert fingerprint.table_version(table) != fingerprint.table_version(table.select("b", "a"))
+    assert content.table_version(table) != content.table_version(table.rename({"a": "c"}))
+    assert content.table_version(table) != content.table_version(table.select("b", "a"))
 
 
 def test_graph_version_ignores_edge_order_only():
     rows, columns = [0, 0, 2], [2, 1, 0]
     graph = csr_array((np.ones(3, np.float32), (rows, columns)), shape=(3, 3))
     shuffled = csr_array((np.ones(3, np.float32), (rows[::-1], columns[::-1])), shape=(3, 3))
-    assert fingerprint.graph_version(graph) == fingerprint.graph_version(shuffled)
-    assert fingerprint.graph_version(graph) != fingerprint.graph_version(csr_array(graph.T))
+    assert content.graph_version(graph) == content.graph_version(shuffled)
+    assert content.graph_version(graph) != content.graph_version(csr_array(graph.T))
 
 
 def test_code_version_sees_code_and_nothing_else():

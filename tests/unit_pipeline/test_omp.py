@@ -264,7 +264,7 @@ def narrower():
     features.update({name: False for name in features if name.startswith(tuple(sys.argv[1:]))})
     return features
 binding.get_host_cpu_features = narrower
-from pipeline.fingerprint import array_version, graph_version
+from pipeline.content import array_version, graph_version
 from pipeline.graphs import kernels, knn, omp
 from pipeline.graphs.execution import Execution
 rows = np.random.default_rng(0).standard_normal((700, 45))

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_array, random_array
 
-from pipeline import fingerprint, parquet
+from pipeline import content, parquet
+from pipeline.files import StoredFileError, atomic_folder, atomic_path, delete_leftovers
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (1, 1), (0, 5), (0, 0)])
@@ -34,7 +35,7 @@ def test_array_is_written_and_read_in_pieces(tmp_path: Path, monkeypatch: pytest
     assert pq.ParquetFile(path).num_row_groups == 4
     assert np.array_equal(parquet.read_array(path), vectors)
     pq.write_table(pq.read_table(path).slice(0, 30), path)  # its shape in the metadata says 37
-    with pytest.raises(parquet.StoredFileError, match="holds 30 of 37 rows, 6 wide"):
+    with pytest.raises(StoredFileError, match="holds 30 of 37 rows, 6 wide"):
         parquet.read_array(path)
 
 
@@ -54,7 +55,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
     parquet.write_table(pl.DataFrame({"a": [1]}), path)
 
     def interrupted() -> None:
-        with parquet.atomic_path(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_bytes(b"half")
             raise KeyboardInterrupt
 
@@ -67,12 +68,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
     folder = tmp_path / "report"
     for name in ("first", "second"):
-        with parquet.atomic_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             (temporary / name).write_text(name)
     assert [path.name for path in folder.iterdir()] == ["second"]
 
     def interrupted() -> None:
-        with parquet.atomic_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             (temporary / "third").write_text("half")
             raise KeyboardInterrupt
 
@@ -93,7 +94,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path):
     (dead / "folder").mkdir(parents=True)
     parquet.write_table(pl.DataFrame({"a": [1]}), tmp_path / "table.parquet")
     assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
-    parquet.delete_leftovers(tmp_path)
+    delete_leftovers(tmp_path)
     assert (alive.exists(), other.exists()) == (True, False)
 
 
@@ -102,14 +103,14 @@ def test_what_another_machine_left_is_cleared_once_it_is_old(tmp_path: Path):
     old.touch()
     new.touch()
     os.utime(old, (time.time() - 7200,) * 2)
-    parquet.delete_leftovers(tmp_path)
+    delete_leftovers(tmp_path)
     assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_file_that_vanishes_while_leftovers_are_looked_at_is_no_error(tmp_path: Path, monkeypatch):
     gone = tmp_path / ".table.parquet.x.elsewhere.1.tmp"
     monkeypatch.setattr(Path, "glob", lambda *_: [gone])
-    parquet.delete_leftovers(tmp_path)
+    delete_leftovers(tmp_path)
 
 
 WRITER = """\
@@ -152,10 +153,10 @@ def test_two_that_write_one_file_at_once_while_another_reads(tmp_path: Path):
 def test_a_damaged_file_is_named(tmp_path: Path):
     path = tmp_path / "graph.parquet"
     path.write_bytes(b"not parquet")
-    with pytest.raises(parquet.StoredFileError, match=r"graph\.parquet.*its stage is run again by"):
+    with pytest.raises(StoredFileError, match=r"graph\.parquet.*its stage is run again by"):
         parquet.read_graph(path)
     parquet.write_table(pl.DataFrame({"row": [1], "column": [2]}), path)
-    with pytest.raises(parquet.StoredFileError, match="plain table"):
+    with pytest.raises(StoredFileError, match="plain table"):
         parquet.read_graph(path)
 
 
@@ -165,7 +166,7 @@ def test_a_shape_that_is_none_is_named(tmp_path: Path, shape: bytes):
     for table in (pa.table({"vector": [[1.0] * 3] * 3}), pa.table({"row": [1], "column": [2]})):
         pq.write_table(table.replace_schema_metadata({parquet.SHAPE: shape}), path)
         for read in (parquet.read_array, parquet.read_graph, parquet.stored_version):
-            with pytest.raises(parquet.StoredFileError, match=r"stored\.parquet"):
+            with pytest.raises(StoredFileError, match=r"stored\.parquet"):
                 read(path)
 
 
@@ -174,17 +175,17 @@ def test_columns_of_another_kind_are_named(tmp_path: Path):
     for table in (pa.table({"vector": ["a"]}), pa.table({"row": ["a"], "column": ["b"]}), pa.table({"other": [1]})):
         pq.write_table(table.replace_schema_metadata(shape), path)
         for read in (parquet.read_array, parquet.read_graph, parquet.stored_version):
-            with pytest.raises(parquet.StoredFileError, match=r"stored\.parquet"):
+            with pytest.raises(StoredFileError, match=r"stored\.parquet"):
                 read(path)
     pq.write_table(pa.table({"a": [b"bytes", None]}), path)  # no stage makes these, and they have no version
-    with pytest.raises(parquet.StoredFileError, match=r"stored\.parquet"):
+    with pytest.raises(StoredFileError, match=r"stored\.parquet"):
         parquet.stored_version(path)
 
 
 def test_text_that_is_no_utf8_is_named(tmp_path: Path):
     text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     pq.write_table(pa.table({"a": text}), tmp_path / "stored.parquet")
-    with pytest.raises(parquet.StoredFileError, match=r"stored\.parquet: .*UTF8"):
+    with pytest.raises(StoredFileError, match=r"stored\.parquet: .*UTF8"):
         parquet.read_table(tmp_path / "stored.parquet")
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"note": b"\xff"}), tmp_path / "stored.parquet")
     assert parquet.read_table(tmp_path / "stored.parquet")["a"].to_list() == [1]
@@ -204,7 +205,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path):
         if seal <= place < seal + len(parquet.SEAL):
             assert parquet.read_table(path).equals(rows)
         else:
-            with pytest.raises(parquet.StoredFileError, match=r"table\.parquet"):
+            with pytest.raises(StoredFileError, match=r"table\.parquet"):
                 parquet.read_table(path)
 
 
@@ -213,7 +214,7 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path, length: int):
     path = tmp_path / "graph.parquet"
     parquet.write_graph(csr_array(np.eye(3, dtype=np.float32)), path)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(parquet.StoredFileError, match=r"graph\.parquet"):
+    with pytest.raises(StoredFileError, match=r"graph\.parquet"):
         parquet.read_graph(path)
 
 
@@ -227,7 +228,7 @@ def test_the_version_of_a_stored_file_comes_of_one_look_at_its_checksum(tmp_path
     array, graph = rng.standard_normal((6, 3)).astype(np.float32), csr_array(np.eye(5, dtype=np.float32))
     table = pl.DataFrame({"a": [1, 2], "b": ["x", None]})
     writers = (parquet.write_array, parquet.write_graph, parquet.write_table)
-    versions = (fingerprint.array_version, fingerprint.graph_version, fingerprint.table_version)
+    versions = (content.array_version, content.graph_version, content.table_version)
     looks, verify = [], parquet.verify
     monkeypatch.setattr(parquet, "verify", lambda path: looks.append(path) or verify(path))
     for value, write, version in zip((array, graph, table), writers, versions, strict=True):
@@ -236,8 +237,8 @@ def test_the_version_of_a_stored_file_comes_of_one_look_at_its_checksum(tmp_path
         looks.clear()
         assert parquet.stored_version(path) == version(value)
         assert looks == [path]
-        content = bytearray(path.read_bytes())
-        content[len(content) // 3] ^= 1
-        path.write_bytes(content)
-        with pytest.raises((parquet.StoredFileError, OSError, pa.ArrowException)):
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 3] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises((StoredFileError, OSError, pa.ArrowException)):
             parquet.stored_version(path)

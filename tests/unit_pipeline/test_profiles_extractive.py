@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.profiles import write_item_profiles, write_user_profiles
 from pipeline.profiles.keywords import PART_SCHEMA, key_terms_and_sentences
 from pipeline.profiles.metadata import Histories, item_metadata_text, user_metadata_text
+from pipeline.profiles.write import write_item_profiles, write_user_profiles
 from pipeline.settings import ProfileSettings
 
 EXTRACTIVE = ProfileSettings(backend="extractive")

@@ -16,15 +16,10 @@ import polars as pl
 import pytest
 
 from pipeline import row_cache
-from pipeline.profiles import (
-    ChatModelError,
-    ProfileResult,
-    answer,
-    openai,
-    write_item_profiles,
-    write_user_profiles,
-)
+from pipeline.profiles import answer, openai
 from pipeline.profiles.answer import ANSWER_SCHEMA, Answer, Failure, parse_answer
+from pipeline.profiles.chat import ChatModelError
+from pipeline.profiles.write import ProfileResult, write_item_profiles, write_user_profiles
 from pipeline.row_cache import IN_USE
 from pipeline.settings import ChatModelSettings, OpenAISettings, ProfileSettings
 
@@ -413,7 +408,7 @@ def test_profiles_can_be_written_from_within_an_event_loop(server: Server) -> No
 KILLED = """
 import sys, polars as pl
 from pathlib import Path
-from pipeline.profiles import write_item_profiles
+from pipeline.profiles.write import write_item_profiles
 from pipeline.settings import ChatModelSettings, OpenAISettings, ProfileSettings
 url, folder, start, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 items = pl.DataFrame({"item": range(count), "raw_id": [str(n) for n in range(count)],

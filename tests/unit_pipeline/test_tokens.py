@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.profiles import ChatModelError, TemplateError, write_item_profiles
-from pipeline.profiles.prompts import Budget, load_template, render_item, render_user
+from pipeline.profiles.chat import ChatModelError
+from pipeline.profiles.prompts import Budget, TemplateError, load_template, render_item, render_user
 from pipeline.profiles.text import count_words, cut_words
 from pipeline.profiles.tokens import ChatTokenizer
+from pipeline.profiles.write import write_item_profiles
 from pipeline.settings import ChatModelSettings, ProfileSettings
 from tests.tiny_llama import ASSISTANT, BEGIN, END, TOKENS, USER, save_tokenizer
 

@@ -14,9 +14,10 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from pipeline.profiles import ProfileResult, spread, write_item_profiles, write_user_profiles
+from pipeline.profiles import spread
 from pipeline.profiles.tokens import ChatTokenizer
 from pipeline.profiles.vllm import VLLMChat
+from pipeline.profiles.write import ProfileResult, write_item_profiles, write_user_profiles
 from pipeline.settings import ChatModelSettings, ComputeSettings, OpenAISettings, ProfileSettings, VLLMSettings
 from tests.ports import free_port
 from tests.tiny_llama import TOKENS
@@ -209,7 +210,7 @@ def test_a_server_of_the_same_model_is_given_the_same_prompts(llama: Path, tmp_p
 KILLED = """
 import sys
 from pathlib import Path
-from pipeline.profiles import write_item_profiles
+from pipeline.profiles.write import write_item_profiles
 from tests.vllm.test_vllm import items_table, settings
 write_item_profiles(items_table(240), None, settings(Path(sys.argv[1])), Path(sys.argv[2]),
     lambda done, total, detail="": print(done, flush=True))
@@ -247,7 +248,7 @@ def test_a_killed_run_asks_at_most_one_chunk_again_and_leaves_no_engine(llama: P
 
 def test_gift_cards_become_a_trained_model(shared: Path, llama: Path, pipeline) -> None:
     from assets.results import latest_runs
-    from assets.storage import stored_path
+    from assets.store import stored_path
 
     changes = {
         "profiles__backend": "vllm",
