@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -223,18 +223,67 @@ def _parquet_rows(table: _Table) -> Iterator[tuple[int, Values]]:
     line = 0
     with _open_parquet(table.path) as parquet:
         names = table.names(parquet.schema_arrow.names)
+        texts = [parquet.schema.column(leaf) for leaf in range(len(parquet.schema))]
+        texts = [leaf.path for leaf in texts if leaf.physical_type == "BYTE_ARRAY"]
+    # A text that stands in a million rows is stored once: it is not repeated in memory before its rows are counted out.
+    with _open_parquet(table.path, texts) as parquet:
         for batch in parquet.iter_batches(PARQUET_ROWS, columns=list(names.values())):
             table.writer.count(table.path.name, batch.num_rows)
-            for record in batch.to_pylist():
-                line += 1
-                yield line, {ours: record[theirs] for ours, theirs in names.items()}
+            for rows in _pieces(batch):
+                for record in rows.to_pylist() if rows else ():
+                    yield (line := line + 1), {ours: record[theirs] for ours, theirs in names.items()}
+                if rows is None:
+                    line += 1
+                    table.writer.reject(table.path.name, line, f"row longer than {MAX_LINE_BYTES} bytes", "")
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | None]:
+    """A batch with its texts written out, in pieces of `MAX_LINE_BYTES` at most; None for a row that is longer."""
+    sizes = sum((_text_bytes(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64))
+    start = 0
+    while start < batch.num_rows:
+        length = int(np.searchsorted(np.cumsum(sizes[start:]), MAX_LINE_BYTES, side="right"))
+        yield _written_out(batch.slice(start, length)) if length else None
+        start += max(length, 1)
+
+
+def _text_bytes(column: pa.Array) -> np.ndarray:
+    """Bytes of the texts in each row of a column, int64."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        within = np.concatenate([[0], np.cumsum(_text_bytes(column.values))])
+        return np.diff(within[column.offsets.to_numpy()])
+    if not pa.types.is_dictionary(column.type):
+        return np.zeros(len(column), np.int64)
+    lengths = np.append(pc.binary_length(column.dictionary).to_numpy(zero_copy_only=False), 0)
+    return lengths[pc.fill_null(column.indices, len(lengths) - 1).to_numpy()].astype(np.int64)
+
+
+def _written_out(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch without dictionaries: Arrow makes Python's texts of those one by one, and slowly."""
+    return pa.RecordBatch.from_arrays([_plain(column) for column in batch.columns], names=batch.schema.names)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        return column.dictionary_decode()
+    if pa.types.is_list(column.type) and pa.types.is_dictionary(column.type.value_type):
+        # A cast goes over all elements that the rows were cut from.
+        apart = column.take(np.arange(len(column)))
+        return apart.cast(pa.list_(column.type.value_type.value_type))
+    return column
 
 
 @contextmanager
-def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; what cannot be read of it is told as such, also later, while it is open."""
+def _open_parquet(path: Path, dictionaries: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; what cannot be read of it is told as such, also later, while it is open.
+
+    Parameters
+    ----------
+    dictionaries
+        Paths of columns that come as dictionaries.
+    """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, read_dictionary=list(dictionaries)) as file:
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, SourceError):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import coo_matrix, csr_matrix
 
@@ -64,6 +66,27 @@ def test_a_line_of_two_gigabytes_is_set_aside_and_the_next_one_read(tmp_path: Pa
     assert (found["rows"]["reviews"], found["rows"]["quarantine"]) == (2, 1)
     assert found["rejected"] == {"r.json.gz": {f"line longer than {MAX_LINE_BYTES} bytes": 1}}
     assert pl.read_parquet(tmp_path / "out/quarantine.parquet").row(0)[:2] == ("r.json.gz", 2)
+    assert found["peak"] < PEAK_BYTES
+
+
+@pytest.mark.slow
+def test_a_text_that_a_parquet_file_repeats_is_not_repeated_in_memory(tmp_path: Path):
+    """Half a gigabyte of texts, and a row of labels that is one by itself, in a few hundred kilobytes."""
+    rows, text, label = 500, "x " * (1 << 19), "y" * (1 << 20)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
+    reviews = {"user": [f"u{row % 50}" for row in range(rows)], "item": [f"i{row % 20}" for row in range(rows)]}
+    pq.write_table(pa.table({**reviews, "text": texts}), tmp_path / "reviews.parquet")
+    labels = [["a", "b"], [label] * 1000, None, ["c", None]]
+    items = {"item": ["i0", "i1", "i2", "i3"], "title": ["t", "t", None, "t"], "categories": labels}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.parquet")) < 1 << 20
+    files = {name: {"path": str(tmp_path / f"{name}.parquet")} for name in ("reviews", "items")}
+    source = {"kind": "tables", "interactions": files["reviews"], "items": files["items"]}
+    found = read(tmp_path, source)
+    assert found["rows"]["reviews"] == rows
+    assert found["rejected"] == {"items.parquet": {f"row longer than {MAX_LINE_BYTES} bytes": 1}}
+    kept = pl.read_parquet(tmp_path / "out/items.parquet")
+    assert kept["item"].to_list() == ["i0", "i2", "i3"]
     assert found["peak"] < PEAK_BYTES
 
 
