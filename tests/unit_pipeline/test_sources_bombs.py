@@ -72,7 +72,7 @@ def test_a_line_of_two_gigabytes_is_set_aside_and_the_next_one_read(tmp_path: Pa
 @pytest.mark.slow
 def test_a_text_that_a_parquet_file_repeats_is_not_repeated_in_memory(tmp_path: Path):
     """Half a gigabyte of texts, and a row of labels that is one by itself, in a few hundred kilobytes."""
-    rows, text, label = 500, "x " * (1 << 19), "y" * (1 << 20)
+    rows, text, label = 500, "x" * (1 << 20), "y" * (1 << 20)
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
     reviews = {"user": [f"u{row % 50}" for row in range(rows)], "item": [f"i{row % 20}" for row in range(rows)]}
     pq.write_table(pa.table({**reviews, "text": texts}), tmp_path / "reviews.parquet")
