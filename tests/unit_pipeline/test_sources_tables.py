@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -6,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.settings import DatasetSettings, validate
-from pipeline.sources import RawTables, SourceError, read_source
+from pipeline.sources import RawTables, SourceError, read_source, tables
 
 Write = Callable[[Path], None]
 
@@ -57,6 +60,30 @@ def test_every_format_gives_the_same_rows(tmp_path, name, content):
     assert pl.read_parquet(tables.reviews).rows() == [
         ("007", 'Zoë, the "B"', 4.5, 1529193600, None, None, "train"),
         ("7", "日本", None, None, None, None, "test"),
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 4], ids=["a row at a time", "all rows at once"])
+@pytest.mark.parametrize("many", [pa.list_, pa.large_list])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ids=str
+)
+def test_texts_of_every_arrow_type_are_read(tmp_path, monkeypatch, kind, many, rows):
+    monkeypatch.setattr(tables, "MAX_LINE_BYTES", 20 if rows == 1 else 1000)
+    labels = [["Food", "Tea"], None, [], ["Tea", None]]
+    content = {"item": ["ä", "b", "c", "d"], "title": pa.array(["Green tea", None, "", "Green tea"]).cast(kind)}
+    inner = pa.string() if pa.types.is_dictionary(kind) else kind
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({**content, "categories": pa.array(labels, many(inner))}), buffer)
+    read_tables = read(
+        tmp_path, 0.0, interactions=("i.csv", b"user,item\nu,d\n", {}), items=("m.parquet", buffer.getvalue(), {})
+    )
+    items = pl.read_parquet(read_tables.items).select("item", "title", "categories").rows()
+    assert items == [
+        ("ä", "Green tea", ["Food", "Tea"]),
+        ("b", None, None),
+        ("c", None, None),
+        ("d", "Green tea", ["Tea"]),
     ]
 
 
