@@ -157,9 +157,11 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
     elif todo:
         device = training_config(trials[0].model, trials[0].settings).device
         pool = _pool(parallel, where, device, home.home())
-        waiting: dict[Future[None], Trial] = {pool.submit(_train, trial, threads): trial for trial in todo.values()}
+        waiting: dict[Future[None], Trial] = {}
         try:
-            with workers.given_up_when_stopped(pool):
+            with workers.given_up_when_stopped(pool):  # they may train before the last is handed over
+                for trial in todo.values():
+                    waiting[pool.submit(_train, trial, threads)] = trial
                 for finished in as_completed(waiting):
                     finished.result()
                     advance(waiting[finished])

@@ -212,6 +212,31 @@ def test_a_command_that_is_told_to_stop_ends_what_it_trains_at_once(command, rep
         time.sleep(0.1)
 
 
+@pytest.mark.slow
+def test_told_to_stop_while_trainings_are_handed_over_ends_those_that_were(report, monkeypatch):
+    from assets import trials, workers
+    from assets.model_groups import group_of
+    from assets.training import inputs_of
+    from assets.variants import stored
+
+    class Stopped(workers._Processes):
+        given_up = False
+
+        def submit(self, *_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        def give_up(self) -> None:
+            self.given_up = True
+
+    pool = Stopped(2)
+    monkeypatch.setattr(trials, "_pool", lambda *_: pool)
+    inputs = stored(report.instance, "tiny", inputs_of(group_of("lightgcn")))
+    seeds = trials.seeds_of("tiny", "lightgcn", "LightGCN", {**FEW, "training.patience": 17}, inputs, 2)
+    with pytest.raises(KeyboardInterrupt):
+        trials.run(seeds, 2, lambda *_: None)
+    assert pool.given_up
+
+
 def trainers(process: int) -> list[int]:
     """Processes that a process has started to train in."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
