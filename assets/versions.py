@@ -63,8 +63,6 @@ PLUMBING = {
     for name in (
         "failures",
         "home",
-        "model_groups",
-        "nodes",
         "partitions",
         "plots",
         "progress",

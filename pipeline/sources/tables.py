@@ -230,11 +230,13 @@ def _parquet_rows(table: _Table) -> Iterator[tuple[int, Values]]:
         for batch in parquet.iter_batches(PARQUET_ROWS, columns=list(names.values())):
             table.writer.count(table.path.name, batch.num_rows)
             for rows in _pieces(batch):
-                for record in rows.to_pylist() if rows else ():
-                    yield (line := line + 1), {ours: record[theirs] for ours, theirs in names.items()}
                 if rows is None:
                     line += 1
                     table.writer.reject(table.path.name, line, f"row longer than {MAX_LINE_BYTES} bytes", "")
+                    continue
+                for record in rows.to_pylist():
+                    line += 1
+                    yield line, {ours: record[theirs] for ours, theirs in names.items()}
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | None]:
