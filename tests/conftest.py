@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,9 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("SCALE_HOME", None)
 os.environ.pop("SCALE_STORE", None)
+
+# Where this was started in the background, Ctrl-C is ignored, here and in every command that a test starts and stops.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine pauses whenever it likes; no test here is about time.
 hypothesis.settings.register_profile("scale", deadline=None)

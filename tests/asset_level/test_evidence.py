@@ -205,7 +205,6 @@ def test_a_command_that_is_told_to_stop_ends_what_it_trains_at_once(command, rep
     )
     while process.poll() is None and len(trainings := trainers(process.pid)) < 2:
         time.sleep(0.1)
-    time.sleep(10)  # so that they train, and are not about to begin
     assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
