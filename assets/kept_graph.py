@@ -1,17 +1,15 @@
 """The graph of all stages, which is kept while nobody edits the project: a look needs to import none of them then."""
 
-import json
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 import dagster as dg
 
-from assets.home import PROJECT, home
+from assets.home import PROJECT
+from assets.kept import kept
 from assets.nodes import Asset, AssetGraph, graph_of
 from pipeline import fingerprint
-from pipeline.files import atomic_path
 
 ROOMS = ("assets", "model", "pipeline")
 SUFFIXES = (".py", ".yaml", ".j2")  # of what counts in a code version
@@ -24,19 +22,8 @@ def asset_graph() -> AssetGraph:
     """
     if _are_loaded():
         return _loaded()
-    state, kept = _state(), home() / "cache" / "code" / "graph.json"
-    try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["state"] == state:
-            return {dg.AssetKey.from_user_string(key): _asset(fields) for key, fields in found["graph"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # nothing is kept, or it is damaged
-    graph = _loaded()
-    if _state() == state:  # nobody saved a file meanwhile
-        with suppress(OSError), atomic_path(kept) as temporary:  # a home that cannot be written costs the time again
-            plain = {key.to_user_string(): _plain(asset) for key, asset in graph.items()}
-            temporary.write_text(json.dumps({"state": state, "graph": plain}), encoding="utf-8")
-    return graph
+    graph = kept("graph", _state, lambda: {key.to_user_string(): _plain(asset) for key, asset in _loaded().items()})
+    return {dg.AssetKey.from_user_string(key): _asset(fields) for key, fields in graph.items()}
 
 
 def _are_loaded() -> bool:

@@ -5,10 +5,8 @@ partition: so each group of settings is an external asset, observed with a data 
 """
 
 import ast
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 import dagster as dg
 
-from assets.home import PROJECT, home
+from assets.home import PROJECT
+from assets.kept import kept
 from assets.partitions import DATASETS
 from assets.settings import Dataset, training_config
 from model.registry import MODELS
 from pipeline import fingerprint
-from pipeline.files import atomic_path
 from pipeline.settings import EmbeddingSettings, ProfileSettings, local_folder
 
 DATA_VERSION = "dagster/data_version"
@@ -63,6 +61,7 @@ PLUMBING = {
     for name in (
         "failures",
         "home",
+        "kept",
         "partitions",
         "plots",
         "progress",
@@ -183,17 +182,7 @@ def _looked_at(module: str) -> _Module:
     """
     text = _source(module).read_text(encoding="utf-8")
     state = fingerprint.settings_version([_LOOK, text])
-    kept = home() / "cache" / "code" / f"{module}.json"
-    try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found.pop("state") == state:
-            return _Module(**found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # nothing is kept, or it is damaged
-    looked = _look(text, module.startswith("assets."))
-    with suppress(OSError), atomic_path(kept) as temporary:  # a home that cannot be written costs the time again
-        temporary.write_text(json.dumps({"state": state, **looked._asdict()}), encoding="utf-8")
-    return looked
+    return _Module(**kept(module, lambda: state, lambda: _look(text, module.startswith("assets."))._asdict()))
 
 
 def _look(text: str, in_this_room: bool) -> _Module:

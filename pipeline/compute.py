@@ -172,7 +172,7 @@ class Cluster:
         """
         device = self._device(1) if on_gpu else {}
         options = {**device, "num_cpus": self.share(parallel), "runtime_env": {"env_vars": dict(environment)}}
-        return _Pool(parallel, lambda job: self._result(self._ray.remote(**options)(_call).remote(*job)))
+        return _Pool(parallel, lambda job: self._awaited(self._ray.remote(**options)(_call).remote(*job)))
 
     def _device(self, gpus: int) -> dict[str, float]:
         return {"num_gpus": gpus} if self.gpus else {"num_cpus": 1}
@@ -181,6 +181,13 @@ class Cluster:
         """What a task gives; an error of its own is raised as it is."""
         try:
             return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+    def _awaited(self, reference: Any) -> Any:
+        """The same for a thread that may still wait when Ray ends: one that waits inside of Ray crashes the process."""
+        try:
+            return reference.future().result()
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
 

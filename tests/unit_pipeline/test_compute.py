@@ -4,6 +4,9 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -376,6 +379,26 @@ def test_jobs_are_so_many_at_a_time_and_an_error_cancels_the_rest(on_ray: Cluste
     with pytest.raises(KeyError, match="bad"):
         failing()
     assert sum(future.cancelled() for future in rest) >= 2
+
+
+def test_who_waits_for_a_job_does_not_wait_inside_of_ray(on_ray: Cluster, tmp_path: Path) -> None:
+    """Where Ray ends before the job does, such a thread takes the whole process with it, now and then."""
+
+    def job() -> None:
+        (tmp_path / "begun").touch()
+        while not (tmp_path / "end").exists():
+            time.sleep(0.05)
+
+    with on_ray.pool(1, {}, on_gpu=False) as pool:
+        pool.submit(job)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        waiting = [thread.ident for thread in threading.enumerate() if thread.name == "job on Ray"]
+        stacks = [traceback.extract_stack(sys._current_frames()[ident]) for ident in waiting if ident]
+        (tmp_path / "end").touch()
+    assert stacks
+    inside = Path(ray.__file__).parent
+    assert not [frame for stack in stacks for frame in stack if inside in Path(frame.filename).parents]
 
 
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
