@@ -9,8 +9,8 @@ from assets.home import home
 from pipeline.files import atomic_path
 
 
-def kept(name: str, state: Callable[[], str], find: Callable[[], Any]) -> Any:
-    """What `find` gives, as JSON holds it; found anew when the state that it was kept under is another.
+def kept(name: str, state: Callable[[], str], find: Callable[[], Any], read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of what `find` gives, which is kept as JSON; found anew if the state changed or it is damaged.
 
     Parameters
     ----------
@@ -24,11 +24,11 @@ def kept(name: str, state: Callable[[], str], find: Callable[[], Any]) -> Any:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["state"] == now:
-            return found["found"]
-    except (OSError, ValueError, KeyError, TypeError):
+            return read(found["found"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # nothing is kept, or it is damaged
     made = find()
     if state() == now:
         with suppress(OSError), atomic_path(file) as temporary:  # a home that cannot be written costs the time again
             temporary.write_text(json.dumps({"state": now, "found": made}), encoding="utf-8")
-    return made
+    return read(made)

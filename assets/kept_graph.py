@@ -22,8 +22,13 @@ def asset_graph() -> AssetGraph:
     """
     if _are_loaded():
         return _loaded()
-    graph = kept("graph", _state, lambda: {key.to_user_string(): _plain(asset) for key, asset in _loaded().items()})
-    return {dg.AssetKey.from_user_string(key): _asset(fields) for key, fields in graph.items()}
+    graph: AssetGraph = kept(
+        "graph",
+        _state,
+        lambda: {key.to_user_string(): _plain(asset) for key, asset in _loaded().items()},
+        lambda found: {dg.AssetKey.from_user_string(key): _asset(fields) for key, fields in found.items()},
+    )
+    return graph
 
 
 def _are_loaded() -> bool:

@@ -182,7 +182,13 @@ def _looked_at(module: str) -> _Module:
     """
     text = _source(module).read_text(encoding="utf-8")
     state = fingerprint.settings_version([_LOOK, text])
-    return _Module(**kept(module, lambda: state, lambda: _look(text, module.startswith("assets."))._asdict()))
+    looked: _Module = kept(
+        module,
+        lambda: state,
+        lambda: _look(text, module.startswith("assets."))._asdict(),
+        lambda found: _Module(**found),
+    )
+    return looked
 
 
 def _look(text: str, in_this_room: bool) -> _Module:
