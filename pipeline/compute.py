@@ -172,20 +172,16 @@ class Cluster:
         """
         device = self._device(1) if on_gpu else {}
         options = {**device, "num_cpus": self.share(parallel), "runtime_env": {"env_vars": dict(environment)}}
-        return _Pool(parallel, lambda job: self._awaited(self._ray.remote(**options)(_call).remote(*job)))
+        return _Pool(parallel, lambda job: self._result(self._ray.remote(**options)(_call).remote(*job)))
 
     def _device(self, gpus: int) -> dict[str, float]:
         return {"num_gpus": gpus} if self.gpus else {"num_cpus": 1}
 
     def _result(self, reference: Any) -> Any:
-        """What a task gives; an error of its own is raised as it is."""
-        try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+        """What a task gives; an error of its own is raised as it is.
 
-    def _awaited(self, reference: Any) -> Any:
-        """The same for a thread that may still wait when Ray ends: one that waits inside of Ray crashes the process."""
+        Waited for outside of Ray: a thread that waits inside of it when Ray ends takes the process with it.
+        """
         try:
             return reference.future().result()
         except self._ray.exceptions.RayTaskError as error:
@@ -310,20 +306,22 @@ def _compare(ray: Any, address: str) -> None:
     asked = [
         ray.remote(num_cpus=0, scheduling_strategy=On(node["NodeID"], soft=False))(_code).remote() for node in nodes
     ]
-    ours = _code()
+    wrong: dict[str, str] = {}  # by address; all are heard, as Ray writes of a task that is left behind at the end
     for node, reference in zip(nodes, asked, strict=True):
+        address_there = node["NodeManagerAddress"]
         try:
-            found = ray.get(reference)
+            if ray.get(reference) != _code():
+                wrong[address_there] = (
+                    f"node {address_there} has other code of this project than this process. "
+                    "Install the same there, and start its Ray again"
+                )
         except ray.exceptions.RayError as error:
-            raise ComputeError(
-                f"compute.address = {address}: node {node['NodeManagerAddress']} does not work with this project: "
-                f"{' '.join(str(error).split())[-300:]}. Install it there, as it is here"
-            ) from None
-        if found != ours:
-            raise ComputeError(
-                f"compute.address = {address}: node {node['NodeManagerAddress']} has other code of this project than "
-                "this process. Install the same there, and start its Ray again"
+            wrong[address_there] = (
+                f"node {address_there} does not work with this project: {' '.join(str(error).split())[-300:]}. "
+                "Install it there, as it is here"
             )
+    if wrong:
+        raise ComputeError(f"compute.address = {address}: {'; '.join(wrong.values())}")
 
 
 def _code() -> str:
