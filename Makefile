@@ -23,7 +23,7 @@ test: $(INSTALLED) docker-check  ## lint, types, import contracts, tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --max-worker-restart=0 --dist=loadfile --durations=15
+	$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --max-worker-restart=0 --dist=loadfile --no-loadscope-reorder --durations=15
 
 soak: $(INSTALLED)  ## kill runs at random moments, fifty times (ten minutes)
 	$(VENV)/bin/pytest -m long

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numba
 import numpy as np
@@ -20,6 +20,7 @@ from model.base import Batch, DataError, RecData, Recommender
 from model.checkpoint import Checkpoint, load_checkpoint, pack, save_checkpoint, unpack
 from model.config import TrainingConfig
 from model.metrics import Evaluation, evaluate
+from model.optimizer import Adam
 from model.sampling import TripletSampler
 
 logger = logging.getLogger(__name__)
@@ -188,8 +189,7 @@ class _Run:
         self._fingerprint = f"{fingerprint}|{type(model).__name__}|{model.config.model_dump_json()}|{settings}"
         self._generator = torch.Generator().manual_seed(config.seed)
         self._sampler = TripletSampler(data.train, config.batch_size)
-        fused = config.kernels == "fast"
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=fused)
+        self._optimizer = Adam(model.parameters(), fused=config.kernels == "fast")
         self._best_weights: dict[str, Tensor] = {}
         self.history: list[EpochRecord] = []
 
@@ -221,9 +221,8 @@ class _Run:
         start = time.perf_counter()
         self._model.train()
         self._model.before_epoch(number)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * self._config.learning_rate_decay ** (number - 1)
-        steps = [self._step(batch) for batch in self._sampler.epoch(self._generator)]
+        learning_rate = self._config.learning_rate * self._config.learning_rate_decay ** (number - 1)
+        steps = [self._step(batch, learning_rate) for batch in self._sampler.epoch(self._generator)]
         losses = self._mean_losses(number, steps)
         trained = time.perf_counter()
         due = number % self._config.evaluate_every == 0 or number == self._config.epochs
@@ -235,12 +234,12 @@ class _Run:
             self._best_weights = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
         return record
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, learning_rate: float) -> dict[str, Tensor]:
         self._optimizer.zero_grad()
         terms = self._model.loss(batch)
         total = torch.stack(list(terms.values())).sum()
         total.backward()
-        self._optimizer.step()
+        self._optimizer.step(learning_rate)
         return {name: term.detach() for name, term in {**terms, "total": total}.items()}
 
     def _mean_losses(self, epoch: int, steps: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -292,16 +291,11 @@ class _Run:
     def save(self) -> None:
         """Write the checkpoint."""
         assert self._path is not None
-        optimizer = {
-            f"{index}.{key}": value
-            for index, state in self._optimizer.state_dict()["state"].items()
-            for key, value in state.items()
-        }
         generators = {"batches": self._generator.get_state(), "model": self._model.generator.get_state()}
         tensors = {
             **pack("weights", self._model.state_dict()),
             **pack("best", self._best_weights),
-            **pack("optimizer", optimizer),
+            **pack("optimizer", self._optimizer.state()),
             **pack("generator", generators),
         }
         progress = {"history": [asdict(record) for record in self.history]}
@@ -315,11 +309,7 @@ class _Run:
         self.history = [EpochRecord(**record) for record in found.progress["history"]]
         self._model.load_state_dict(unpack("weights", found.tensors))
         self._best_weights = unpack("best", found.tensors)
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in unpack("optimizer", found.tensors).items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        self._optimizer.restore(unpack("optimizer", found.tensors))
         generators = unpack("generator", found.tensors)
         self._generator.set_state(generators["batches"])
         self._model.generator.set_state(generators["model"])
