@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from torch import Tensor
+
 from model.config import Kernels
 
 _form: ContextVar[Kernels] = ContextVar("kernels", default="fast")
@@ -27,3 +29,8 @@ def use(form: Kernels) -> Iterator[None]:
 def are_fast() -> bool:
     """Whether the compiled form is wanted."""
     return _form.get() == "fast"
+
+
+def are_compiled(values: Tensor) -> bool:
+    """Whether the fast form of work on these values is compiled code; on a GPU it is torch's operations."""
+    return not values.is_cuda

@@ -251,7 +251,7 @@ class SparseGraph(nn.Module):
         dense_rows, addend_rows
             The rows that `dense` or `addend` consists of, with zeros in between; default: all.
         """
-        if dense.is_cuda:
+        if not kernels.are_compiled(dense):
             return self._multiply_torch(dense, addend, rows, dense_rows, addend_rows)
         ids = self._whole.ids[: self.shape[0]] if rows is None else rows.ids
         out = torch.empty((len(ids), dense.shape[1]), dtype=torch.float32)
@@ -280,22 +280,23 @@ class SparseGraph(nn.Module):
         addend_rows: Rows | None = None,
     ) -> Tensor:
         """`multiply` through torch's own CSR product (cuSPARSE), which takes no part of a matrix."""
-        product = self._torch_matrix(dense.device) @ (dense if dense_rows is None else dense_rows.spread(dense))
+        matrix = self._torch_matrix(dense.device, torch.sparse_csr)
+        product = matrix @ (dense if dense_rows is None else dense_rows.spread(dense))
         if addend is not None:
             product.add_(addend if addend_rows is None else addend_rows.spread(addend))
         return product if rows is None else product.index_select(0, rows.ids)
 
-    def _torch_matrix(self, device: torch.device) -> Tensor:
-        """The matrix in a form that torch multiplies: coordinates on a CPU, CSR on a GPU; set up once per device."""
-        if self._matrix is None or self._matrix.device != device:
-            if device.type == "cpu":
+    def _torch_matrix(self, device: torch.device, layout: torch.layout = torch.sparse_coo) -> Tensor:
+        """The matrix in a form that torch multiplies, set up once: by coordinates, which autograd takes, or by rows."""
+        if self._matrix is None or (self._matrix.device, self._matrix.layout) != (device, layout):
+            if layout == torch.sparse_csr:
+                matrix = torch.sparse_csr_tensor(
+                    self.indptr, self.indices, self.values, self.shape, check_invariants=False
+                )
+            else:
                 places = torch.stack([torch.repeat_interleave(self.indptr.diff()), self.indices.long()])
                 matrix = torch.sparse_coo_tensor(
                     places, self.values, self.shape, is_coalesced=True, check_invariants=False
-                )
-            else:
-                matrix = torch.sparse_csr_tensor(
-                    self.indptr, self.indices, self.values, self.shape, check_invariants=False
                 )
             self._matrix = matrix
         return self._matrix

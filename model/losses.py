@@ -64,7 +64,7 @@ def relation_contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, tem
     temperature
         τ_r > 0.
     """
-    if kernels.are_fast() and not anchors.is_cuda:
+    if kernels.are_fast() and kernels.are_compiled(anchors):
         loss: Tensor = _RelationContrast.apply(anchors, positives, negatives, temperature)
         return loss
     anchors = unit_rows(anchors)
@@ -128,7 +128,7 @@ class _InfoNCE(torch.autograd.Function):
 
 def _exponentiate(logits: Tensor) -> Tensor:
     """Replace logits (b, n) by their exponentials; the sums (b, 1) of the rows."""
-    if logits.is_cuda:
+    if not kernels.are_compiled(logits):
         return logits.exp_().sum(1, keepdim=True)
     sums = logits.new_empty((len(logits), 1))
     compiled.exponentiate(logits.numpy(), sums[:, 0].numpy())

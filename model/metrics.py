@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from model import compiled
+from model import compiled, kernels
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _top_items_of_block(
 ) -> np.ndarray:
     with torch.no_grad():
         block = scores(torch.from_numpy(users).to(device))
-    if block.is_cuda:
+    if not kernels.are_compiled(block):
         top, damaged = _top_items_torch(block, train, users, k), bool(block.isnan().any())
     else:
         top, rows = compiled.top_items(block.contiguous().numpy(), train.indptr, train.indices, users, k)

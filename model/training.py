@@ -171,7 +171,10 @@ def resolve_device(device: str) -> torch.device:
     """`auto` -> the GPU where there is one, else the CPU; anything else is taken as torch's own name."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # a wrong name, no such device, a torch built without it
+        raise TrainingError(f"training.device = {device!r} cannot be used: {error}; choose auto or cpu") from None
 
 
 class _Run:

@@ -294,7 +294,9 @@ class FusionSettings(Closed):
 
 
 class ResourceSettings(Closed):
-    """What a stage may take of the machine; never part of a version, since results do not depend on it."""
+    """What a stage may take of the machine; never part of a version. Results depend on `device` alone, and hardly: a
+    GPU rounds similarities in another way, by about 1e-6, and searches exactly where a CPU searches an index.
+    """
 
     memory_gb: float = Field(
         4.0, gt=0, description="10^9 bytes that the process of a graph stage may take; it works in blocks to keep it."

@@ -23,8 +23,8 @@ class Execution:
     threads
         Default: every core.
     device
-        `cpu`, a GPU by torch's name, or `auto`: a GPU where there is one. On a GPU the budget is that of its memory,
-        similarities are rounded in another way, by about 1e-6, and the search is exact.
+        `cpu`, a GPU by torch's name, or `auto`: a GPU where there is one. A GPU's blocks take most of what is free of
+        its memory, similarities are rounded in another way, by about 1e-6, and the search is exact.
     index
         Above how many candidates an index is searched, and the recall that it is to reach (see `index`). Default:
         the search is exact.

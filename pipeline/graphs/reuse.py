@@ -157,10 +157,11 @@ class _Job:
         from pipeline.graphs import products
 
         rows = np.arange(len(targets))
-        gram = None
-        if self.sparsity and len(rows):
+        pursues = self.sparsity > 0 and len(rows) > 0
+        gram = products.gram(self.right.units, self.room) if pursues and self.same else None
+        ids, similarities = self._search(rows) if gram is None else self._search_gram(gram)
+        if pursues and not self.same:  # no sooner, as the search takes the same room
             gram = products.gram(self.right.units, self.room)
-        ids, similarities = self._search_gram(gram) if self.same and gram is not None else self._search(rows)
         supports, plain = self._no_supports()
         self._pursue(rows, ids, similarities, gram, supports, plain)
         return Kept(targets, candidates, ids, similarities, self._complete(ids), supports, plain)

@@ -15,6 +15,8 @@ from pipeline.graphs import shortage
 from pipeline.graphs.kernels import CAREFUL, DEPENDENT, STOP
 
 SHORT = (MemoryError, torch.OutOfMemoryError)
+LARGEST_BLOCK = 8192  # rows; enough work for a GPU, small enough for a lively progress bar
+SHARE = 0.8  # of a GPU's free memory that is planned with: libraries and fragments take some
 Progress = Callable[[int, int], None] | None
 
 
@@ -30,7 +32,7 @@ def nearest(
     k
         At most the number of candidates that a query has.
     budget
-        Bytes of the device that a block of queries may take.
+        Bytes that a block of queries may take; a GPU's take a share of what is free of its memory instead.
 
     Returns
     -------
@@ -39,6 +41,7 @@ def nearest(
     """
     ids, similarities = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
     left, right = _on(device, queries, candidates)
+    budget = _room(device, budget)
 
     def block(first: int, last: int) -> None:
         found, values = _top(left[first:last], right, k, first if candidates is None else None)
@@ -76,6 +79,7 @@ def supports(
     """
     chosen = np.full((len(targets), sparsity), -1, np.int32)
     left, right = _on(device, targets, candidates)
+    budget = _room(device, budget)
     gram = _gram(right) if 4 * len(right) ** 2 <= budget / 2 else None
     gathered = 0 if gram is not None else 4 * right.shape[1]  # bytes of each of a target's atoms
     row_bytes = _row_bytes(len(right)) + dictionary_size * (4 * sparsity + 48 + gathered)
@@ -112,14 +116,19 @@ def _on(device: torch.device, queries: np.ndarray, candidates: np.ndarray | None
     return left, left if candidates is None else torch.from_numpy(candidates).to(device)
 
 
+def _room(device: torch.device, budget: float) -> float:
+    """Bytes to plan with, the features being there: on a GPU what its memory has left, elsewhere the budget."""
+    return SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else budget
+
+
 def _row_bytes(candidates: int) -> int:
     """Bytes that `_top` takes for each query: similarities, sorting keys, and what finding the largest keys takes."""
-    return 32 * candidates
+    return 48 * candidates
 
 
 def _blocks(rows: int, row_bytes: int, budget: float) -> Iterator[tuple[int, int]]:
     """Bounds of blocks of rows that fit the budget; a block has at least one row."""
-    size = max(1, int(budget // row_bytes))
+    size = max(1, min(LARGEST_BLOCK, int(budget // row_bytes)))
     for first in range(0, rows, size):
         yield first, min(rows, first + size)
 

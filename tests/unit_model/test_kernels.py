@@ -1,4 +1,7 @@
-"""The compiled form against plain torch: the same losses, gradients and curves."""
+"""The fast form against plain torch: the same losses, gradients and curves.
+
+What the fast form is on a GPU is tried on a CPU's tensors too, and on a GPU where there is one.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +18,9 @@ FORMS: tuple[Kernels, Kernels] = ("fast", "reference")
 # Every model as it comes, and depths that take other paths through the products.
 CASES: list[tuple[str, dict[str, int | str]]] = [(name, {}) for name in sorted(MODELS)]
 CASES += [("lightgcn", {"layers": 1}), ("scale", {"interaction_layers": 0}), ("scale", {"semantic_layers": 2})]
+CASES += [("scale", {"negatives": 5}), ("scale", {"contrast_size": 10})]
 CASES += [("slmrec", {"augmentation": "FD"}), ("slmrec", {"augmentation": "FM"})]
+PLACES = ["cpu", "as on a GPU", *(["cuda"] if torch.cuda.is_available() else [])]
 # Gradients may differ by so much in any case: Adam, which adds 1e-8 to their size, sees nothing of it.
 NEGLIGIBLE = 1e-12
 # Gradients may differ by so much of their largest entry, and losses over 20 epochs by 100 times as much. What teaches
@@ -33,23 +38,31 @@ def built(name: str, settings: dict[str, int | str], data: RecData) -> Recommend
     return model_class(model_class.Config(**MODELS[name].preset, **settings), data, torch.Generator().manual_seed(0))
 
 
-def losses_and_gradients(model: Recommender, data: RecData, form: Kernels) -> tuple[np.ndarray, list[np.ndarray]]:
+def losses_and_gradients(
+    model: Recommender, data: RecData, form: Kernels, device: str = "cpu"
+) -> tuple[np.ndarray, list[np.ndarray]]:
     generator = torch.Generator().manual_seed(1)
     batch = next(TripletSampler(data.train, 16).epoch(generator))  # leaves nodes out
     with kernels.use(form):
-        model.train()
+        model.to(device).train()
         model.before_epoch(1)
         terms = model.loss(batch)
         torch.stack(list(terms.values())).sum().backward()
-    gradients = [part.grad.numpy() for part in model.parameters() if part.grad is not None]
+    gradients = [part.grad.cpu().numpy() for part in model.parameters() if part.grad is not None]
     return np.array([term.item() for term in terms.values()]), gradients
 
 
+@pytest.mark.parametrize("place", PLACES)
 @every_case
-def test_losses_and_gradients_agree(name: str, settings: dict[str, int | str], checkerboard: RecData) -> None:
-    rounding = ROUNDING[name]
+def test_losses_and_gradients_agree(
+    name: str, settings: dict[str, int | str], place: str, checkerboard: RecData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "as on a GPU":
+        monkeypatch.setattr(kernels, "are_compiled", lambda values: False)
+    rounding, device = ROUNDING[name], "cuda" if place == "cuda" else "cpu"
     (losses, gradients), (expected, expected_gradients) = (
-        losses_and_gradients(built(name, settings, checkerboard), checkerboard, form) for form in FORMS
+        losses_and_gradients(built(name, settings, checkerboard), checkerboard, form, on)
+        for form, on in zip(FORMS, (device, "cpu"), strict=True)
     )
     np.testing.assert_allclose(losses, expected, rtol=rounding)
     assert len(gradients) == len(expected_gradients) > 0
@@ -68,6 +81,7 @@ def test_curves_agree_over_20_epochs(name: str, settings: dict[str, int | str], 
         for form in FORMS
     ]
     rounding = ROUNDING[name]
+    users = 0 if rounding == EXACT else 2  # of 30, who may change places where losses differ by more
     for fast, reference in zip(*histories, strict=True):
         assert fast.losses == pytest.approx(reference.losses, rel=100 * rounding)
-        assert fast.validation == pytest.approx(reference.validation, abs=0.07)  # two of 30 users
+        assert fast.validation == pytest.approx(reference.validation, abs=users / 30 + 1e-9)

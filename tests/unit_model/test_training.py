@@ -185,6 +185,13 @@ def test_evaluations_may_be_rarer_than_epochs(checkerboard: RecData) -> None:
     assert result.best_epoch in (4, 6)
 
 
+@pytest.mark.parametrize("device", ["gpu", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_named(device: str, checkerboard: RecData) -> None:
+    config = CONFIG.model_copy(update={"device": device})
+    with pytest.raises(TrainingError, match=f"^training.device = '{device}' cannot be used: .*; choose auto or cpu$"):
+        train(scripted(checkerboard, float), checkerboard, config)
+
+
 def test_a_loss_that_is_not_finite_is_named(checkerboard: RecData) -> None:
     model = scripted(checkerboard, lambda epoch: math.nan if epoch == 2 else 1.0)
     with pytest.raises(TrainingError, match=r"epoch 2, step 1: the loss term fit is nan; try a lower learning_rate"):

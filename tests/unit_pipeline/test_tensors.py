@@ -90,3 +90,9 @@ def test_a_device_that_is_not_there_is_named() -> None:
     assert accelerator("cpu") is None
     with pytest.raises(ValueError, match="nonsense"):
         subspace_graph(text_like(9, 4, 1), None, 3, 2, Execution(device="nonsense"))
+
+
+def test_a_gpu_plans_with_its_own_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60e9, 80e9))
+    assert tensors._room(torch.device("cuda:1"), 1e9) == tensors.SHARE * 60e9
+    assert tensors._room(CPU, 1e9) == 1e9
