@@ -11,6 +11,7 @@ Recall@20 is that of the best epoch, of at most 30 on Baby and 100 on Yelp; the 
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import math
 import multiprocessing
@@ -55,22 +56,31 @@ def make_stages(dataset: str) -> None:
 def train_once(folder: Path, dataset: str, name: str, form: str, seed: int) -> dict[str, float]:
     """Train as the pipeline's stage does; validation Recall@20 of the picked epoch, epochs and seconds.
 
-    The figures are kept in `folder`, and taken from there where they are.
+    The figures are kept in `folder`, and taken from there where they are, of the same code, settings and data.
     """
+    import dagster as dg
+
     from assets import settings
-    from assets.training import build, stored_data
+    from assets.model_groups import group_of
+    from assets.store import stored_path
+    from assets.training import build, inputs_of, stored_data
+    from assets.versions import model_content, modules_version
     from model.training import train
+    from pipeline import fingerprint
     from pipeline.files import atomic_path
 
-    kept = folder / f"{dataset}-{name}-{form}-{seed}.json"
-    if kept.exists():
-        figures: dict[str, float] = json.loads(kept.read_text())
-        return figures
     chosen = settings.dataset(
         dataset,
         {"training.kernels": form, "training.seed": seed, "training.threads": 1, "training.epochs": EPOCHS[dataset]},
     )
     data = stored_data(dataset, name)
+    inputs = [stored_path(dg.AssetKey(part), dataset).read_bytes() for part in inputs_of(group_of(name))]
+    digests = [hashlib.sha256(content).hexdigest() for content in inputs]
+    made_of = fingerprint.settings_version([modules_version("model.training"), model_content(name, chosen), digests])
+    kept = folder / f"{dataset}-{name}-{form}-{seed}-{made_of}.json"
+    if kept.exists():
+        figures: dict[str, float] = json.loads(kept.read_text())
+        return figures
     started = time.perf_counter()
     result = train(build(name, data, chosen), data, chosen.training)
     figures = {
