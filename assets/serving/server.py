@@ -9,17 +9,20 @@ from pathlib import Path
 
 import dagster as dg
 import uvicorn
+from fastapi import FastAPI
 
 from assets import home, terminal
 from assets.serving.app import make_app
 from assets.serving.catalogue import load_catalogue, load_models
 from assets.serving.endpoints import Service
+from assets.serving.protocol import BoundedProtocol
 from assets.serving.texts import TextEncoder
 from assets.settings import dataset as load_dataset
 from model.registry import entry
 
 TOKEN_VARIABLE = "SCALE_SERVE_TOKEN"
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+CONNECTIONS = 500  # at a time, below the usual limit of 1,024 open files
 
 
 def serve(dataset: str, models: Sequence[str] | None, host: str, port: int, token_file: Path | None) -> None:
@@ -56,9 +59,17 @@ def serve(dataset: str, models: Sequence[str] | None, host: str, port: int, toke
         )
         if not is_local and token is None:
             terminal.note("Anyone who reaches this address reads all users' histories. Give a token with --token-file.")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+        server = uvicorn.Server(bounded(app))
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its last answer
             server.run(sockets=[bound])
+
+
+def bounded(app: FastAPI) -> uvicorn.Config:
+    """uvicorn's settings for the service, with bounds on what anyone may send, with or without a token."""
+    return uvicorn.Config(
+        app, http=BoundedProtocol, ws="none", limit_concurrency=CONNECTIONS, log_level="warning", access_log=False,
+        server_header=False,
+    )  # fmt: skip
 
 
 def read_token(file: Path | None) -> str | None:

@@ -1,5 +1,6 @@
 """`scale serve`: every endpoint, what it refuses, and that it says what the pipeline has stored."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -20,7 +23,7 @@ from scipy.sparse import csr_array
 
 from assets.model_groups import group_of
 from assets.results import NothingThereError
-from assets.serving import guard, ranking, schemas, server
+from assets.serving import guard, protocol, ranking, schemas, server
 from assets.serving.app import make_app
 from assets.serving.catalogue import Catalogue, Ids, TrainedModel, load_catalogue, load_models
 from assets.serving.endpoints import Service
@@ -560,6 +563,119 @@ def test_an_address_that_cannot_be_taken_is_told(finished):
         server.serve("tiny", None, "no.such.host.invalid", 0, None)
 
 
+@pytest.fixture
+def address(catalogue, models, encode, monkeypatch) -> Iterator[tuple[str, int]]:
+    """Where the service listens, with a token and half a second for a request."""
+    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.5)
+    running = server.uvicorn.Server(server.bounded(make_app(Service(catalogue, models, encode), token="s3cret")))
+    with contextlib.closing(server._bound("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=running.run, args=([bound],))
+        thread.start()
+        yield bound.getsockname()
+        running.should_exit = True
+        thread.join()
+
+
+def said(connection: socket.socket) -> bytes:
+    """All that the service sends until it closes the connection, waited for 10 s at most."""
+    connection.settimeout(10)
+    with contextlib.suppress(ConnectionResetError):  # it closed while there was more to be read
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "GET /v1/models HTTP/1.1\r\nhost: here\r\nx: ",
+        "GET /",
+        "POST / HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ",
+    ],
+    ids=["header", "path", "trailer"],
+)
+def test_a_head_without_end_is_cut_off(address, start, monkeypatch):
+    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 60.0)
+    sent, most = 0, 20 * 2**20  # of what is sent, the buffers of both sockets take a part
+    with socket.create_connection(address, timeout=10) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(start.encode())
+        while sent < most:
+            sent += connection.send(b"a" * 65536)
+    assert sent < most
+
+
+def test_a_head_that_is_too_long_is_refused(address):
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"a" * protocol.HEAD_BYTES)
+        head, _, body = said(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert "more than 65,536 bytes" in json.loads(body)["errors"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("first", "drip", "status"),
+    [
+        ("", "", 408),
+        ("", "\r\n" * 25, 408),
+        ("GET / HT", "", 408),
+        ("GET / HTTP/1.1\r\n", "x: y\r\n" * 10, 408),
+        ("POST /v1/health HTTP/1.1\r\nhost: a\r\ncontent-length: 9999\r\n\r\n", "a" * 50, 408),
+        ("POST /v1/user HTTP/1.1\r\nhost: a\r\ncontent-length: 9999\r\n\r\n", "a" * 50, 401),
+        ("POST /v1/user HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n", "abc", 401),
+        ("GET / HTTP/1.1\r\nhost: a\r\n\r\nGET", "", 200),
+    ],
+    ids=[
+        "nothing",
+        "empty lines",
+        "start",
+        "headers",
+        "body",
+        "body without token",
+        "late body without token",
+        "second",
+    ],
+)
+def test_a_request_that_takes_too_long_is_refused(address, first, drip, status):
+    with socket.create_connection(address) as connection:
+        started = time.monotonic()
+        connection.sendall(first.encode())
+
+        def dripping() -> None:
+            with contextlib.suppress(OSError):
+                for character in drip:
+                    time.sleep(0.1)
+                    connection.sendall(character.encode())
+
+        thread = threading.Thread(target=dripping)
+        thread.start()
+        answer = said(connection)
+        seconds = time.monotonic() - started
+        thread.join()
+    assert seconds < 4  # uvicorn's own wait for a next request is 5 s
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    if status == 408:
+        assert b"had not come after 0.5 s" in answer
+
+
+def test_requests_one_after_another_and_a_long_body_are_no_long_head(address):
+    request = b"POST /v1/recommendations/text HTTP/1.1\r\nhost: a\r\nauthorization: Bearer s3cret\r\ncontent-length: "
+    text = json.dumps({"text": "yarn" + " " * (guard.BODY_BYTES - 20)}).encode()
+    with socket.create_connection(address) as connection:
+        reading = connection.makefile("rb")
+        for _ in range(3):
+            connection.sendall(request + str(len(text)).encode() + b"\r\n\r\n" + text)
+            assert reading.readline() == b"HTTP/1.1 422 Unprocessable Entity\r\n"  # more than 4,000 characters
+            lengths = [line for line in iter(reading.readline, b"\r\n") if line.startswith(b"content-length")]
+            reading.read(int(lengths[0].split(b":")[1]))
+
+
+def test_a_connection_too_many_is_told_so(address):
+    with contextlib.ExitStack() as opened:
+        for _ in range(server.CONNECTIONS):
+            connection = opened.enter_context(socket.create_connection(address))
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert said(connection).startswith(b"HTTP/1.1 503 ")
+
+
 def test_a_service_starts_answers_and_stops(finished, monkeypatch, capsys):
     import httpx
 
@@ -585,3 +701,4 @@ def test_a_service_starts_answers_and_stops(finished, monkeypatch, capsys):
         started[0].should_exit = True
         thread.join()
     assert answer["models"] == ["bpr"]
+    assert started[0].config.http is protocol.BoundedProtocol

@@ -72,6 +72,7 @@ def serve(folder: Path, size: Shape, port: int) -> None:
     from assets.serving.app import make_app
     from assets.serving.catalogue import Catalogue, Ids, TrainedModel
     from assets.serving.endpoints import Service
+    from assets.serving.server import bounded
     from assets.serving.texts import TextEncoder
     from pipeline.embeddings import normalised
     from pipeline.settings import EmbeddingSettings
@@ -97,7 +98,8 @@ def serve(folder: Path, size: Shape, port: int) -> None:
     model = TrainedModel("scale", "SCALE", users, items, normalised(items), {})
     encode = TextEncoder(EmbeddingSettings(), catalogue.item_profiles, catalogue.text)
     app = make_app(Service(catalogue, {"scale": model}, encode))
-    uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False)
+    with closing(socket.create_server((HOST, port), backlog=2048)) as bound:
+        uvicorn.Server(bounded(app)).run(sockets=[bound])
 
 
 def load(folder: Path, port: int, lines: list[str], rate: int | None, seconds: int, seed: int) -> Figures:
