@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from scipy.sparse import csr_array
 
+from assets import home
 from assets.model_groups import group_of
 from assets.results import NothingThereError
 from assets.serving import guard, protocol, ranking, schemas, server
@@ -674,6 +675,15 @@ def test_a_connection_too_many_is_told_so(address):
             connection = opened.enter_context(socket.create_connection(address))
         connection.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         assert said(connection).startswith(b"HTTP/1.1 503 ")
+
+
+def test_the_bounds_are_those_of_the_docs():
+    text = " ".join((home.PROJECT / "docs" / "serving.md").read_text().split())
+    assert f"A request has {protocol.REQUEST_SECONDS:g} seconds to come" in text
+    assert protocol.HEAD_BYTES == guard.BODY_BYTES
+    assert f"may have {guard.BODY_BYTES // 1024} KiB each" in text
+    assert f"While {server.CONNECTIONS} connections are open" in text
+    assert f"`k` may go up to {schemas.MOST_ITEMS}" in text
 
 
 def test_a_service_starts_answers_and_stops(finished, monkeypatch, capsys):
