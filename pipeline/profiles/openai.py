@@ -131,7 +131,7 @@ class OpenAIChat:
                 result = Failure(f"no connection: {error}")
             except httpx.TimeoutException:
                 result = Failure(f"no answer within profiles.openai.timeout_seconds = {self.server.timeout_seconds:g}")
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:  # among them a body that is not in the encoding that it claims
                 result = Failure(f"connection broken: {type(error).__name__} {error}")
             else:
                 if response.status_code == 200:

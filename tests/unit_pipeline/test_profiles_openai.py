@@ -215,6 +215,8 @@ BROKEN = [
     pytest.param((200, {}, completion(None)), id="no content"),
     pytest.param((200, {}, b'{"choices": []}'), id="no choices"),
     pytest.param((200, {}, b"<html>"), id="html"),
+    pytest.param((200, {}, b""), id="nothing"),
+    pytest.param((200, {"Content-Encoding": "gzip"}, b"no gzip"), id="broken encoding"),
     pytest.param((200, {"Content-Length": "5000", "Connection": "close"}, b'{"choices": [{"mess'), id="half an answer"),
 ]
 
