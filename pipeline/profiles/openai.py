@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FIRST_WAIT_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 60.0
+ANSWER_BYTES = 4 * 2**20  # far above what a profile takes, a model's thoughts before it included
 
 Emit = Callable[[tuple[int, str | Failure]], None]
 
@@ -30,8 +31,9 @@ Emit = Callable[[tuple[int, str | Failure]], None]
 class OpenAIChat:
     """A `ChatModel` over `POST {base_url}/chat/completions`.
 
-    A request is tried `attempts` times: after 429, 5xx, a timeout or a broken connection with growing, jittered waits
-    (or as long as `Retry-After` says), after an answer that is not the JSON asked for at once and with another seed.
+    A request is tried `attempts` times: after 429, 5xx, a timeout, a broken connection or an answer without end with
+    growing, jittered waits (or as long as `Retry-After` says), after an answer that is not the JSON asked for at once
+    and with another seed.
     """
 
     origin = "openai"
@@ -94,7 +96,10 @@ class OpenAIChat:
             return
         client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(self.server.timeout_seconds, connect=CONNECT_SECONDS),
+            # Connecting fails before the whole request does: no server is another error than a slow one.
+            timeout=httpx.Timeout(
+                self.server.timeout_seconds, connect=min(CONNECT_SECONDS, self.server.timeout_seconds / 2)
+            ),
             limits=httpx.Limits(max_connections=self.server.concurrency),
             trust_env=urlsplit(self._url).hostname not in ("127.0.0.1", "localhost", "::1"),  # no proxy to oneself
         )
@@ -124,17 +129,22 @@ class OpenAIChat:
             self.counts["repeated"] += attempt > 0
             wait = self._wait(attempt)
             try:
-                response = await client.post(self._url, json=self._body(prompt, attempt))
+                async with asyncio.timeout(self.server.timeout_seconds):  # httpx's own is for each read
+                    response = await self._post(client, prompt, attempt)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 if last:
                     raise ChatModelError(self._unreachable(error)) from error
                 result = Failure(f"no connection: {error}")
-            except httpx.TimeoutException:
+            except (httpx.TimeoutException, TimeoutError):
                 result = Failure(f"no answer within profiles.openai.timeout_seconds = {self.server.timeout_seconds:g}")
             except httpx.RequestError as error:  # among them a body that is not in the encoding that it claims
                 result = Failure(f"connection broken: {type(error).__name__} {error}")
             else:
-                if response.status_code == 200:
+                if response is None:
+                    result = Failure(
+                        f"an answer of more than {ANSWER_BYTES:,} bytes; is base_url that of a chat model?"
+                    )
+                elif response.status_code == 200:
                     answer = self._read(response)
                     if isinstance(answer, str):
                         return answer
@@ -149,6 +159,20 @@ class OpenAIChat:
                 await asyncio.sleep(min(wait, LONGEST_WAIT_SECONDS))
         attempts = self.settings.attempts
         return Failure(f"{result.reason} (after {attempts} attempts)", result.answer, attempts)
+
+    async def _post(self, client: "httpx.AsyncClient", prompt: str, attempt: int) -> "httpx.Response | None":
+        """Ask once; None where the answer is longer than `ANSWER_BYTES`."""
+        import httpx
+
+        content = b""
+        async with client.stream("POST", self._url, json=self._body(prompt, attempt)) as response:
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > ANSWER_BYTES:
+                    return None
+        headers = httpx.Headers(response.headers)
+        headers.pop("Content-Encoding", None)  # it is decoded
+        return httpx.Response(response.status_code, headers=headers, content=content)
 
     def _body(self, prompt: str, attempt: int) -> dict[str, Any]:
         return {

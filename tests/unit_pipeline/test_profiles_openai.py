@@ -1,6 +1,7 @@
 """Profiles from an OpenAI-compatible server: a real one on the loopback interface that can misbehave."""
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -34,7 +35,7 @@ ITEM_SCHEMA = {
     "price": pl.String,
 }
 
-Reply = tuple[int, dict[str, str], bytes]
+Reply = tuple[int, dict[str, str], bytes | Iterable[bytes]]
 
 
 def completion(content: object, finish_reason: str = "stop") -> bytes:
@@ -85,10 +86,13 @@ class Server:
                     with owner.lock:
                         owner.in_flight -= 1
                 self.send_response(status)
-                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                length = {"Content-Length": str(len(body))} if isinstance(body, bytes) else {"Connection": "close"}
+                for name, value in (length | headers).items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # the client has had enough
+                    for piece in [body] if isinstance(body, bytes) else body:
+                        self.wfile.write(piece)
                 if "Connection" in headers:
                     self.close_connection = True
 
@@ -104,17 +108,23 @@ class Server:
         return openai_settings(**values | changes)
 
 
+@contextlib.contextmanager
+def running() -> Iterator[Server]:
+    made = Server()
+    thread = threading.Thread(target=made.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+    thread.join()
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(openai, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.delenv("TEST_API_KEY", raising=False)
-    running = Server()
-    thread = threading.Thread(target=running.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
-    thread.join()
+    with running() as made:
+        yield made
 
 
 def items_table(*titles: str | None) -> pl.DataFrame:
@@ -337,6 +347,36 @@ def test_a_server_that_never_gives_a_usable_answer_is_given_up_on(server: Server
     with pytest.raises(ChatModelError, match=r"none of the first 20 prompts.*no JSON object in the answer"):
         write(server.settings(attempts=1, concurrency=2), [f"t{number}" for number in range(1000)])
     assert len(server.requests) < 200  # the rest of the thousand is called off
+
+
+def endless(pieces: list[bytes], pause: float) -> Iterator[bytes]:
+    """Spaces, 10 s long; every piece that is sent is noted."""
+    for _ in range(int(10 / pause)):
+        time.sleep(pause)
+        pieces.append(b" " * 100)
+        yield pieces[-1]
+
+
+def test_an_answer_that_drips_is_given_up(server: Server) -> None:
+    server.reply = lambda request, attempt: (200, {}, endless([], 0.05))
+    started = time.monotonic()
+    result = write(server.settings(timeout_seconds=0.4, attempts=2), ["Pan"])
+    assert time.monotonic() - started < 5
+    assert result.table["error"].to_list() == [
+        "no answer within profiles.openai.timeout_seconds = 0.4 (after 2 attempts)"
+    ]
+
+
+def test_an_answer_without_end_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "ANSWER_BYTES", 2000)
+    pieces: list[bytes] = []
+    server.reply = lambda request, attempt: (
+        (200, {}, endless(pieces, 0.01)) if "Title: Pot" in str(request) else good(request)
+    )
+    result = write(server.settings(timeout_seconds=60, attempts=1), ["Pan", "Pot"])
+    assert 20 < len(pieces) < 500
+    assert result.table["summary"].to_list() == ["About Pan.", "Pot."]
+    assert "an answer of more than 2,000 bytes; is base_url" in result.table["error"][1]
 
 
 def test_an_address_without_a_scheme_is_an_error() -> None:
