@@ -427,6 +427,27 @@ def test_answers_before_a_fatal_error_are_kept(server: Server, tmp_path: Path) -
     assert write(server.settings(), titles, tmp_path).counts["from_cache"] == 7
 
 
+def test_a_server_that_goes_away_is_asked_for_the_rest_alone(server: Server, tmp_path: Path) -> None:
+    titles: list[str | None] = [f"t{number}" for number in range(100)]
+
+    def leaves(request: dict, attempt: int) -> Reply:
+        if len(server.requests) == 30:
+            server.http.shutdown()
+            server.http.server_close()
+        status, _, body = good(request)
+        return status, {"Connection": "close"}, body
+
+    server.reply = leaves
+    with pytest.raises(ChatModelError, match="no server there"):
+        write(server.settings(concurrency=1), titles, tmp_path)
+    answered = [request["messages"] for request in server.requests]
+    with running() as again:
+        result = write(again.settings(), titles, tmp_path)
+    assert {"from_cache": 30, "asked": 70}.items() <= result.counts.items()
+    assert not [request for request in again.requests if request["messages"] in answered]
+    assert result.table["summary"].to_list() == [f"About {title}." for title in titles]
+
+
 def test_an_interrupted_run_stops_its_requests_and_keeps_its_answers(server: Server, tmp_path: Path) -> None:
     def interrupted(done: int, total: int, detail: str = "") -> None:
         if done == 5:
