@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,12 @@ def report_folder(dataset: str) -> Path:
 def tracking_uri() -> str:
     """MLflow store: `MLFLOW_TRACKING_URI`, by default SQLite under the home folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def shown(uri: str) -> str:
+    """A URI without the passwords in it, to be shown or kept."""
+    uri = re.sub(r"(//[^:/@]*:).*@", r"\1***@", uri)
+    return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", uri)
 
 
 def is_full(error: Exception) -> bool:

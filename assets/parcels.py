@@ -50,13 +50,13 @@ def parcel(run_id: str, status: str, metrics: Sequence[Measured]) -> Iterator[Pa
     with atomic_folder(packed) as packing:
         (packing / ARTIFACTS).mkdir()
         yield packing
-        content = {"store": home.tracking_uri(), "run_id": run_id, "status": status, "metrics": metrics}
+        content = {"store": home.shown(home.tracking_uri()), "run_id": run_id, "status": status, "metrics": metrics}
         (packing / CONTENT).write_text(json.dumps(content))
     if not _delivered(packed):
         logger.warning(
             "MLflow at %s does not answer: what run %s has to say waits in %s, and goes with the next command that "
             "reaches it",
-            home.tracking_uri(),
+            home.shown(home.tracking_uri()),
             run_id,
             packed,
         )
@@ -85,7 +85,7 @@ def _delivered(packed: Path) -> bool:
     try:
         with FileLock(lock, timeout=0):
             content = json.loads((packed / CONTENT).read_text())
-            if content.pop("store") != home.tracking_uri():
+            if home.shown(content.pop("store")) != home.shown(home.tracking_uri()):
                 return False
             _deliver(packed, **content)
             shutil.rmtree(packed)

@@ -35,12 +35,12 @@ def serve(dagster_port: int, mlflow_port: int) -> None:
     home.dagster_home()
     connect("demo")  # makes the store before the server opens it
     python = [sys.executable, "-m"]
-    uri = home.tracking_uri()
+    uri = home.tracking_uri()  # not as an argument: those are for all to see, and a password may stand in it
     logs = home.home() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     commands = {
         "dagster": [*python, "dagster", "dev", "-h", HOST, "-p", str(dagster_port), "-w", "workspace.yaml"],
-        "mlflow": [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--backend-store-uri", uri],
+        "mlflow": [*python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)],
     }
     processes: dict[str, subprocess.Popen[bytes]] = {}
     # A closed terminal or a `kill` leaves no server behind, nor where a shell started this in the background, which
@@ -50,7 +50,8 @@ def serve(dagster_port: int, mlflow_port: int) -> None:
     try:
         for name, command in commands.items():
             with (logs / f"{name}.log").open("wb") as log:
-                environment = os.environ | MLFLOW_VARIABLES | {"MLFLOW_TRACKING_URI": uri}
+                stores = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_BACKEND_STORE_URI": uri}
+                environment = os.environ | MLFLOW_VARIABLES | stores
                 processes[name] = subprocess.Popen(
                     command, cwd=home.PROJECT, stdout=log, stderr=subprocess.STDOUT, env=environment
                 )

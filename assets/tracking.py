@@ -66,8 +66,8 @@ def connect(experiment: str) -> str:
             known = mlflow.get_experiment_by_name(experiment)
         except MlflowException as error:
             raise TrackingError(
-                f"MLflow at {uri} does not answer ({error}); start it, or unset MLFLOW_TRACKING_URI to keep runs in "
-                f"{home.home() / 'mlflow'}"
+                f"MLflow at {home.shown(uri)} does not answer ({home.shown(str(error))}); start it, or unset "
+                f"MLFLOW_TRACKING_URI to keep runs in {home.home() / 'mlflow'}"
             ) from error
         if known is None:
             made = mlflow.create_experiment(experiment, artifact_location=artifacts.as_uri() if database else None)

@@ -15,6 +15,8 @@ from model.config import TrainingConfig
 from pipeline.compute import cluster
 from pipeline.settings import ComputeSettings
 
+SERVE_TOKEN = "SCALE_SERVE_TOKEN"  # of `scale serve`; no training needs it
+
 
 def pool(parallel: int, settings: ComputeSettings, device: str) -> Executor:
     """Processes for so many trainings at a time, which end when this one does, however it ends.
@@ -27,9 +29,13 @@ def pool(parallel: int, settings: ComputeSettings, device: str) -> Executor:
     where = cluster(settings)
     if where is None:
         return _Processes(parallel)
-    sent = {name: value for name, value in os.environ.items() if name.startswith("SCALE_")}
-    sent |= {"SCALE_HOME": str(home.home()), "MLFLOW_TRACKING_URI": home.tracking_uri()}  # also where they are defaults
-    return where.pool(parallel, sent, device != "cpu")
+    return where.pool(parallel, environment(), device != "cpu")
+
+
+def environment() -> dict[str, str]:
+    """Variables that trainings on other machines need; Ray shows them in its dashboard."""
+    sent = {name: value for name, value in os.environ.items() if name.startswith("SCALE_") and name != SERVE_TOKEN}
+    return sent | {"SCALE_HOME": str(home.home()), "MLFLOW_TRACKING_URI": home.tracking_uri()}  # also by default
 
 
 @contextmanager
