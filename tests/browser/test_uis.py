@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import httpx
 import pytest
 
 from tests.ports import free_port
@@ -66,8 +67,9 @@ def addresses(shop) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=1000 * SECONDS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1500, "height": 950})
@@ -174,12 +176,19 @@ def test_two_runs_are_compared(addresses, page, shop, open_pipeline):
     picture(page, "curves")
 
 
+@contextmanager
+def serving(*options: str) -> Iterator[str]:
+    """Address of `scale serve` for `tiny`."""
+    address = r"http://127\.0\.0\.1:\d+"
+    with served(["serve", "-d", "tiny", "--port", "0", *options], address) as said:
+        yield re.findall(address, said)[0]
+
+
 @pytest.fixture
 def service(finished) -> Iterator[str]:
-    """Address of `scale serve` for a finished dataset."""
-    address = r"http://127\.0\.0\.1:\d+"
-    with served(["serve", "-d", "tiny", "--port", "0"], address) as said:
-        yield re.findall(address, said)[0]
+    """Address of the service of a finished dataset."""
+    with serving() as address:
+        yield address
 
 
 def barriers(page: Any) -> str:
@@ -215,3 +224,93 @@ def test_the_service_page_keeps_nobody_out(service: str, page):
     assert barriers(page) == ""
     page.evaluate("document.querySelector('label[for=search]').remove()")
     assert "Ensure every form element has a label" in barriers(page)  # what is wrong would be found
+
+
+def answered(service: str, path: str, **query: str | int) -> dict[str, Any]:
+    """What the service tells a program."""
+    answer: dict[str, Any] = httpx.get(f"{service}/v1/{path}", params=query).raise_for_status().json()
+    return answer
+
+
+def test_a_user_is_searched_for_and_two_models_are_read_side_by_side(service: str, page):
+    from playwright.sync_api import expect
+
+    page.goto(service)
+    found = page.get_by_role("list", name="Users found").get_by_role("button")
+    expect(page.get_by_text("and more; type further")).to_be_visible()
+    first, *_, user = (each["user"] for each in answered(service, "users", limit=100)["users"])
+    expect(page.get_by_role("heading", name=f"User {first}")).to_be_visible()
+    page.get_by_role("searchbox").press_sequentially(user[:-1])
+    alike = answered(service, "users", prefix=user[:-1], limit=50)["users"]
+    expect(found).to_have_text([f"{each['user']}{each['items']}" for each in alike])
+    assert first not in {each["user"] for each in alike}
+    found.filter(has_text=user).click()
+    expect(page.get_by_role("heading", name=f"User {user}")).to_be_visible()
+    expect(found.and_(page.locator("[aria-current]"))).to_contain_text(user)
+
+    shown = answered(service, "user", user=user)
+    expect(page.locator("#who .prose")).to_have_text(shown["profile"])
+    history = page.locator(".part").filter(has=page.get_by_role("heading", name=re.compile("^History")))
+    expect(history.get_by_role("listitem")).to_have_text([item["title"] for item in shown["history"]])
+
+    page.get_by_label("Model", exact=True).select_option("LightGCN")
+    page.get_by_label("Beside it").select_option("SCALE")
+    asked = {"LightGCN": "lightgcn", "SCALE": "scale"}
+    ranked = {
+        title: answered(service, "recommendations", user=user, model=name)["recommendations"]
+        for title, name in asked.items()
+    }
+    assert ranked["LightGCN"] != ranked["SCALE"]
+    places = []
+    for title, other in (("LightGCN", "SCALE"), ("SCALE", "LightGCN")):
+        shown_list = page.get_by_role("list", name=f"Recommendations of {title}")
+        expect(shown_list.locator(".title")).to_have_text([item["title"] for item in ranked[title]])
+        because = [
+            "Because of " + ", ".join(f"{each['title']} ({each['similarity']:.2f})" for each in item["reasons"])
+            for item in ranked[title]
+            if item["reasons"]
+        ]
+        assert because
+        expect(shown_list.locator(".because")).to_have_text(because)
+        ranks = {item["item"]: item["rank"] for item in ranked[other]}
+        both = [f"{other} has it at {ranks[item['item']]}" for item in ranked[title] if item["item"] in ranks]
+        expect(shown_list.get_by_text("has it at")).to_have_text(both)
+        places.append(shown_list.bounding_box())
+    assert places[0]["x"] + places[0]["width"] <= places[1]["x"]
+    assert places[0]["y"] == places[1]["y"]
+    picture(page, "models")
+
+    page.get_by_label("Beside it").select_option("none")
+    expect(page.get_by_role("list", name="Recommendations of")).to_have_count(1)
+    page.go_back()
+    expect(page.get_by_role("list", name="Recommendations of")).to_have_count(2)
+    page.get_by_role("searchbox").fill("nobody")
+    expect(page.get_by_text("no user's id starts so")).to_be_visible()
+    expect(found).to_have_count(0)
+
+
+def test_the_page_asks_for_the_token_until_it_is_the_right_one(finished, page, tmp_path: Path):
+    from playwright.sync_api import expect
+
+    (tmp_path / "token").write_text("right-token\n")
+    with serving("--token-file", str(tmp_path / "token")) as address:
+        page.goto(address)
+        problem, token = page.get_by_role("alert"), page.get_by_label("Token of this service")
+        use, lists = page.get_by_role("button", name="Use it"), page.get_by_role("list", name="Recommendations of")
+        expect(problem).to_have_text("This service asks for its token first.")
+        expect(lists).to_have_count(0)
+        token.fill("wrong-token")
+        use.click()
+        expect(problem).to_have_text("That is not the token of this service.")
+        expect(lists).to_have_count(0)
+        token.fill("right–token")  # a dash that cannot stand in a header
+        use.click()
+        expect(token).to_be_visible()
+        assert token.evaluate("field => field.validity.patternMismatch")
+        token.fill("right-token")
+        token.press("Enter")
+        expect(lists).to_have_count(2)
+        expect(problem).to_be_hidden()
+        expect(token).to_be_hidden()
+        page.reload()  # it is kept nowhere
+        expect(token).to_be_visible()
