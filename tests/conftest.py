@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A shared machine pauses whenever it likes; no test here is about time.
 hypothesis.settings.register_profile("scale", deadline=None)
 hypothesis.settings.load_profile("scale")
+
+
+# What no installation would change: data and code of others, an engine with an environment of its own, nothing to test.
+MAY_BE_SKIPPED = re.compile(r"\bset SCALE_|`make test-vllm`|has no graph")
+
+
+def required(report: Any) -> Any:
+    """With SCALE_REQUIRE_ALL=1 what would be skipped for want of a program has failed."""
+    if os.environ.get("SCALE_REQUIRE_ALL") == "1" and report.skipped and isinstance(report.longrepr, tuple):
+        *_, reason = report.longrepr
+        if not MAY_BE_SKIPPED.search(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}; SCALE_REQUIRE_ALL=1 takes this for a failure"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return required((yield))
 
 
 @pytest.fixture(scope="session")
