@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from markdown.extensions.toc import slugify
 
 from assets.cli import app
 
 PROJECT = Path(__file__).parents[2]
 PAGES = sorted((PROJECT / "docs").glob("*.md"))
+CODE = re.compile(r"(?<![\w/.-])(?:pipeline|model|assets|tests|docker)/[\w./-]*\w")
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -51,6 +53,9 @@ def test_site_builds_with_every_link_and_anchor(tmp_path: Path):
     built = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     assert {f"{page.stem}.html" for page in PAGES} <= {path.name for path in tmp_path.glob("*.html")}
+    linked = re.findall(r'href="(code/[^"]+)"', (tmp_path / "algorithm.html").read_text())
+    assert "code/model/scale.py.txt" in linked
+    assert all((tmp_path / path).is_file() for path in linked)
 
 
 @pytest.mark.parametrize("page", [PROJECT / "README.md", *PAGES], ids=lambda page: page.name)
@@ -62,6 +67,53 @@ def test_commands_exist_with_their_options(page: Path):
 def test_a_wrong_command_would_be_found():
     text = "`scale run --modell x`\n\n```\n.venv/bin/scale run -d x  # fine\nscale sing -d x\n```\n"
     assert [bool(refused(command)) for command in commands(text)] == [False, True, True]
+
+
+def misnamed(text: str) -> list[str]:
+    """Files and names that a page says are in the code, and that are not; NAME is for the reader to fill in."""
+    named = {path for path in CODE.findall(text) if "NAME" not in path and path != "docker/secrets"}
+    absent = sorted(path for path in named if not (PROJECT / path).exists())
+    for symbol, path in re.findall(rf"`(\w+)` (?:of |in |\()`({CODE.pattern}\.py)`", text):
+        defined = re.compile(rf"^(?:class |def )?{symbol}\b", re.MULTILINE)
+        if path not in absent and not defined.search((PROJECT / path).read_text()):
+            absent.append(f"{symbol} of {path}")
+    return absent
+
+
+@pytest.mark.parametrize("page", [PROJECT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_code_that_a_page_names_exists(page: Path):
+    assert misnamed(page.read_text()) == []
+
+
+def test_wrong_names_of_code_would_be_found():
+    right = "`MODELS` of `model/registry.py`, `stage` (`assets/stage.py`), `model/baselines/NAME.py`"
+    assert misnamed(right) == []
+    wrong = "`MODEL` of `model/registry.py`, `stages` (`assets/stage.py`), `python tests/benchmark/memory.py`"
+    assert misnamed(wrong) == ["tests/benchmark/memory.py", "MODEL of model/registry.py", "stages of assets/stage.py"]
+
+
+def broken(text: str) -> list[str]:
+    """Links of the README that lead to no file, or to no heading of it."""
+    found = []
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", FENCE.sub("", text)):
+        path, _, anchor = link.partition("#")
+        file = PROJECT / (path or "README.md")
+        if not file.exists():
+            found.append(link)
+        elif anchor:
+            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", file.read_text()), re.MULTILINE)
+            found += [link] if anchor not in {slugify(heading, "-") for heading in headings} else []
+    return found
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (PROJECT / "README.md").read_text()
+    assert text.count("](docs/") > 5
+    assert broken(text) == []
+    assert broken("[a](docs/none.md) ![b](docs/serving.png) [c](#serve) [d](docs/operations.md#none)") == [
+        "docs/none.md",
+        "docs/operations.md#none",
+    ]
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
