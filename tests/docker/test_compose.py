@@ -4,12 +4,15 @@ import ast
 import os
 import re
 import subprocess
+import tomllib
 from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from assets import home
 from pipeline.settings import LLAMA, LLAMA_COMMIT, PROMPTS_FOLDER
@@ -18,6 +21,7 @@ PROJECT = Path(__file__).parents[2]
 DOCKER = PROJECT / "docker"
 # Of other projects: what the postgres image, vLLM and the image of the S3 server bring.
 FOREIGN = {"postgres", "vllm", "wget"}
+CONSTRAINTS = {"cpu": "constraints.txt", "gpu": "constraints-gpu.txt"}  # of an image's packages
 OWN = {"with-password", "with-ray", "objects.sh"}
 ALWAYS = {"postgres", "mlflow", "code", "webserver", "daemon"}
 ON_DEMAND = {"objects", "ray-head", "ray-worker", "vllm"}
@@ -180,7 +184,22 @@ def test_hadolint_finds_nothing(tool):
 def test_the_image_holds_what_the_project_needs():
     kept = {line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert all((PROJECT / name).exists() for name in kept)
-    assert {"assets", "model", "pipeline", "docker", "pyproject.toml", "constraints.txt", "README.md"} <= kept
+    assert {"assets", "model", "pipeline", "docker", "pyproject.toml", "README.md", *CONSTRAINTS.values()} <= kept
+
+
+@pytest.mark.parametrize("image", CONSTRAINTS)
+def test_the_versions_of_an_image_are_pinned_and_allowed(image):
+    constraints = CONSTRAINTS[image]
+    _, stage, rest = (DOCKER / "Dockerfile").read_text().partition(f" AS {image}-packages\n")
+    lines = rest.partition("\nFROM")[0]
+    assert stage
+    assert f"--constraint {constraints}" in lines
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    extras = re.findall(r"--extra (\w+)", lines)
+    wanted = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (PROJECT / constraints).read_text(), re.MULTILINE))
+    for requirement in map(Requirement, wanted):
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
 
 
 def test_workspace_names_the_service_of_the_code(services):
