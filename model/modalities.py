@@ -65,12 +65,17 @@ def nearest_items(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def neighbour_graph(features: Tensor, k: int) -> csr_array:
-    """Edges (N, N) from each item to its `nearest_items`, all 1, sorted."""
-    ids, _ = nearest_items(features, k)
-    count, width = ids.shape
-    columns = ids.sort(dim=1).values.reshape(-1).numpy()
+    """Edges (N, N) from each item to its `nearest_items`, all 1, sorted.
+
+    A zero row, an item without features, has no neighbours and is nobody's: its cosines of 0 tell of no nearness.
+    """
+    described = features.any(dim=1)  # (N,)
+    items = described.nonzero()[:, 0]
+    ids, _ = nearest_items(features[items], k)
+    columns = items[ids].sort(dim=1).values.reshape(-1).numpy()
+    ends = np.concatenate([[0], np.cumsum(described.numpy() * ids.shape[1])])
     data = np.ones(len(columns), dtype=np.float32)
-    return csr_array((data, columns, np.arange(0, len(columns) + 1, width)), shape=(count, count))
+    return csr_array((data, columns, ends), shape=(len(features), len(features)))
 
 
 def similarity_weights(ids: Tensor, cosines: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ same weight; with both modalities it is a weighted sum of the two, with one it i
 interactions that degree-sensitive pruning leaves, evaluation over all of them.
 
 What differs from the published code: features stay as they are, as in the paper, where the code trains them along,
-and their projections have no bias, which would cancel between a positive and a negative. Nothing is regularised but
-by the projections' own BPR terms, in paper and code alike. Of the published search space the defaults are rho = 0.8
-and lambda = 1e-3.
+and their projections have no bias, which would cancel between a positive and a negative; an item without features has
+no neighbours and is nobody's, where the code takes any. Nothing is regularised but by the projections' own BPR terms,
+in paper and code alike. Of the published search space the defaults are rho = 0.8 and lambda = 1e-3.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,8 +11,9 @@ of them, where the code computes masking without gradients and gives every noisy
 that of all that is recommended only the users' weights feel it (weights of 0 here come near to that); the target of
 masking is not trained, as in BM3; both tasks are means over the batch's users and positive items, not over all; BPR
 takes natural logarithms, not those to base 2; variances are divided by n, and IDs are not doubled before; users'
-weights start equal; linear layers start with Xavier weights and zero bias. Edges that the code drops without using
-what is left are not dropped. All else, graphs, encoders, fusion and the terms of the loss, is as there.
+weights start equal; linear layers start with Xavier weights and zero bias; an item without features has no neighbours
+and is nobody's. Edges that the code drops without using what is left are not dropped. All else, graphs, encoders,
+fusion and the terms of the loss, is as there.
 
 The published settings are a grid in two places; the defaults here are 1e-3 of {1e-4, 1e-3} for the weight of
 perturbation and 0.2 of {0.2, 0.4, 0.6} for its temperature. The published step size is 1e-4.

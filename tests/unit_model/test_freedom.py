@@ -56,6 +56,21 @@ def test_one_modality_alone_has_weight_1(modality: str, checkerboard: RecData) -
     np.testing.assert_allclose(dense(build(without).item_graph), expected, rtol=1e-6)
 
 
+def test_items_without_features_are_no_neighbours(checkerboard: RecData) -> None:
+    text = checkerboard.text.copy()
+    text[3] = 0
+    # 15: so many that some cosines of an item are negative, and 0 is nearer.
+    model = build(replace(checkerboard, text=text, visual=None), neighbours=15)
+    graph = dense(model.item_graph)
+    assert not graph[3].any()
+    assert not graph[:, 3].any()
+    assert ((graph > 0).sum(1) == np.where(np.arange(22) == 3, 0, 15)).all()
+    interactions = dense(model.whole_graph)
+    own = model.embeddings.detach().numpy()
+    alone = (own + interactions @ own + interactions @ interactions @ own) / 3
+    np.testing.assert_allclose(model.eval().embed()[1][3].detach(), alone[30 + 3], rtol=1e-4, atol=1e-6)
+
+
 def test_item_graph_is_frozen(checkerboard: RecData) -> None:
     model = build(checkerboard)
     before = dense(model.item_graph)

@@ -52,6 +52,20 @@ def test_embeddings_equal_dense_matrices(checkerboard: RecData) -> None:
     torch.testing.assert_close(torch.cat(model.embed()), torch.cat(parts, dim=1), rtol=1e-4, atol=1e-6)
 
 
+def test_items_without_features_are_no_neighbours(checkerboard: RecData) -> None:
+    text = checkerboard.text.copy()
+    text[3] = 0
+    # 15: so many that some cosines of an item are negative, and 0 is nearer.
+    model = build(replace(checkerboard, text=text, visual=None), neighbours=15)
+    nodes = model._modal()
+    related = model._relate(nodes)
+    assert torch.equal(related[30 + 3], nodes[30 + 3])
+    moved = nodes.clone()
+    moved[30 + 3] += 1
+    assert torch.equal((model._relate(moved) != related).any(1).nonzero()[:, 0], torch.tensor([30 + 3]))
+    assert not torch.equal(related, nodes)
+
+
 def test_alignment_by_brute_force() -> None:
     rng = np.random.default_rng(0)
     tables = [rng.normal(mean, spread, size) for mean, spread, size in

@@ -60,6 +60,19 @@ def test_neighbour_graph_has_k_edges_an_item() -> None:
     assert neighbour_graph(torch.ones(3, 2), 10).nnz == 9
 
 
+def test_neighbours_of_items_without_features_are_none() -> None:
+    features = torch.randn(20, 3, generator=torch.Generator().manual_seed(3))
+    whole = neighbour_graph(features, 12).toarray()
+    with_gaps = torch.zeros(23, 3)
+    described = np.delete(np.arange(23), [0, 7, 22])
+    with_gaps[described] = features
+    graph = neighbour_graph(with_gaps, 12)
+    assert graph.has_canonical_format
+    np.testing.assert_array_equal(graph.toarray()[np.ix_(described, described)], whole)
+    assert graph.nnz == whole.sum()  # nothing to or from the others
+    assert neighbour_graph(torch.zeros(4, 3), 12).nnz == 0
+
+
 def test_similarity_graph_equals_brute_force() -> None:
     features = torch.randn(20, 3, generator=torch.Generator().manual_seed(2))
     features[4] = 0
