@@ -159,12 +159,13 @@ def split_study(context: dg.AssetExecutionContext, progress: Progress) -> Result
     pool=GPU,
 )
 def modality_study(context: dg.AssetExecutionContext, progress: Progress) -> Result:
-    """Every multimodal model that has replicates, with texts, with images, with both; empty without images."""
+    """Every multimodal model that has replicates, with texts, with images, with both; empty where one is missing."""
     name, seeds = partition_of(context)["dataset"], settings_of(context).evidence.sensitivity_seeds
     rows: list[dict[str, Any]] = []
-    images = stored_path(dg.AssetKey("item_visual_embeddings"), name)
-    if not images.exists() or not pl.scan_parquet(images).select(pl.len()).collect().item():
-        return Result(frame(rows, MODALITY_STUDY), {"modalities": "texts alone"})
+    for asset, others in (("item_visual_embeddings", "texts"), ("item_text_embeddings", "images")):
+        path = stored_path(dg.AssetKey(asset), name)
+        if not path.exists() or not parquet.read_array(path).any():
+            return Result(frame(rows, MODALITY_STUDY), {"modalities": f"{others} alone"})
     for model in (model for model in stored_replicates(name) if "modalities" in MODELS[model].needs):
         plan = {
             f"of {modalities}": {f"models.{model}.modalities": chosen} if chosen else {}

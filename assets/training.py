@@ -40,6 +40,12 @@ INPUTS: dict[str, dict[str, type]] = {
         "user_item_subspace_graph": csr_array,
     },
 }
+# Fields of `RecData` -> stages that make them.
+FEATURES = {
+    "text": "item_text_embeddings",
+    "user_text": "user_text_embeddings",
+    "visual": "item_visual_embeddings",
+}
 CHECKS = {"better_than_popularity": "Test Recall@20 is above that of recommending the most popular items."}
 
 
@@ -178,7 +184,10 @@ def stored_data(dataset: str, model: str) -> "RecData":
 
 
 def rec_data(dataset: str, inputs: dict[str, Any]) -> "RecData":
-    """The dataset as models see it, from the stages' tables, embeddings and graphs."""
+    """The dataset as models see it, from the stages' tables, embeddings and graphs.
+
+    Features that are all zero, those of texts that say nothing, are none.
+    """
     from model.base import RecData, SemanticGraphs
 
     shape = (inputs["users"].height, inputs["items"].height)
@@ -193,15 +202,9 @@ def rec_data(dataset: str, inputs: dict[str, Any]) -> "RecData":
             items=inputs["item_subspace_graph"],
             users_to_items=inputs["user_item_subspace_graph"],
         )
-    visual = inputs.get("item_visual_embeddings")
-    return RecData(
-        name=dataset,
-        **splits,
-        text=inputs.get("item_text_embeddings"),
-        user_text=inputs.get("user_text_embeddings"),
-        visual=visual if visual is not None and len(visual) else None,
-        semantic=semantic,
-    )
+    found = {field: inputs.get(name) for field, name in FEATURES.items()}
+    features = {field: array for field, array in found.items() if array is not None and array.any()}
+    return RecData(name=dataset, **splits, **features, semantic=semantic)
 
 
 def build(name: str, data: "RecData", settings: Dataset) -> "Recommender":

@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 
+# What a model may need besides interactions, as messages call it.
+INPUTS = {
+    "text": "texts of items",
+    "user_text": "texts of users",
+    "modalities": "texts or images of items",
+    "semantic_graph": "a semantic graph",
+}
+
 
 class DataError(ValueError):
     """A dataset that a model or the training cannot use; the message names the dataset and what is wrong."""
@@ -150,8 +158,11 @@ class Recommender(nn.Module):
         name = type(self).__name__
         if type(config) is not self.Config:
             raise TypeError(f"{name} takes a {self.Config.__qualname__}, not a {type(config).__qualname__}")
-        for missing in sorted(self.needs - data.offers):
-            raise DataError(f"{name} needs {missing}, which dataset {data.name} lacks")
+        if missing := sorted(self.needs - data.offers):
+            raise DataError(
+                f"{name} needs {' and '.join(INPUTS[need] for need in missing)}, which dataset {data.name} lacks; add "
+                "them to its source, or choose a model that reads interactions only, for example lightgcn"
+            )
         self.config = config
         self.user_count = data.user_count
         self.item_count = data.item_count

@@ -13,6 +13,7 @@ import pytest
 from assets.failures import StageError
 from assets.model_groups import group_of
 from assets.store import stored_path
+from assets.training import rec_data
 from pipeline.parquet import read_array
 
 ITEMS = [f"i{n}" for n in range(30)]
@@ -96,11 +97,55 @@ def test_texts_that_are_all_the_same(train):
     assert train(rows, dict.fromkeys(ITEMS, "cup"), "scale")["user"].n_unique() == 40
 
 
+def without_texts() -> tuple[list[Row], dict[str, str]]:
+    return [(user, item, "") for user, item, _ in reviews()], dict.fromkeys(ITEMS, "")
+
+
 def test_no_text_at_all(train):
-    rows, items = [(user, item, "") for user, item, _ in reviews()], dict.fromkeys(ITEMS, "")
-    assert train(rows, items, "lightgcn")["user"].n_unique() == 40
-    with pytest.raises(StageError, match=r"of odd has no edges: the profiles hold no text.*lightgcn"):
-        train(rows, items, "scale")
+    assert train(*without_texts(), "lightgcn")["user"].n_unique() == 40
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("scale", "of odd has no edges: the profiles hold no text.*lightgcn"),
+        ("freedom", "Freedom needs texts or images of items, which dataset odd lacks; .*lightgcn"),
+        ("vbpr", "VBPR needs texts or images of items, which dataset odd lacks"),
+        ("kar", "KAR needs texts of items and texts of users, which dataset odd lacks"),
+        ("rlmrec-con", "Contrastive needs texts of items and texts of users, which dataset odd lacks"),
+    ],
+)
+def test_a_model_that_reads_texts_refuses_a_dataset_without_any(train, model: str, message: str):
+    with pytest.raises(StageError, match=message):
+        train(*without_texts(), model)
+
+
+def test_features_that_are_all_zero_are_none():
+    splits = ["train", "train", "valid", "test"]
+    tables = {
+        "users": pl.DataFrame({"user": [0, 1]}),
+        "items": pl.DataFrame({"item": [0, 1, 2]}),
+        "interactions": pl.DataFrame({"user": [0, 1, 0, 1], "item": [0, 1, 2, 2], "split": splits}),
+    }
+    said, silent = np.eye(3, 4, dtype=np.float32), np.zeros((3, 4), dtype=np.float32)
+    own = {"item_text_embeddings": said, "user_text_embeddings": silent[:2], "item_visual_embeddings": silent[:0]}
+    data = rec_data("odd", {**tables, **own})
+    assert data.text is said
+    assert data.user_text is None
+    assert data.visual is None
+    assert data.offers == {"interactions", "text", "modalities"}
+    data = rec_data("odd", {**tables, "item_text_embeddings": silent, "item_visual_embeddings": said})
+    assert data.offers == {"interactions", "modalities"}
+
+
+def test_images_do_where_there_is_no_text(train, tmp_path: Path):
+    path = tmp_path / "vectors.parquet"
+    vectors = np.random.default_rng(0).normal(size=(len(ITEMS), 4))
+    pl.DataFrame({"item": ITEMS, "vector": vectors.tolist()}).write_parquet(path)
+    own = {"source__images": {"path": str(path)}}
+    assert train(*without_texts(), "vbpr", **own)["user"].n_unique() == 40
+    with pytest.raises(StageError, match="dataset odd has no text features; take text out of the setting `modalities`"):
+        train(*without_texts(), "vbpr", **own, models__vbpr={"modalities": ["text", "visual"]})
 
 
 def test_users_who_know_everything(train):

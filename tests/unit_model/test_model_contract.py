@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_array
 
-from model.base import Batch, DataError, RecData, Recommender, SemanticGraphs
+from model.base import INPUTS, Batch, DataError, RecData, Recommender, SemanticGraphs
 from model.config import TrainingConfig
 from model.layers import SparseGraph
 from model.registry import MODELS, load
@@ -74,7 +74,9 @@ def test_missing_input_is_named(name: str, checkerboard: RecData) -> None:
     if not missing:
         build(name, bare)
         return
-    with pytest.raises(DataError, match=f"needs {missing[0]}, which dataset bare lacks"):
+    with pytest.raises(
+        DataError, match=f"needs {' and '.join(INPUTS[need] for need in missing)}, which dataset bare lacks"
+    ):
         build(name, bare)
 
 
