@@ -88,7 +88,12 @@ def ablations(context: dg.AssetExecutionContext, progress: Progress) -> Result:
 
 @stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS, pool=GPU)
 def leak_audit(context: dg.AssetExecutionContext, progress: Progress) -> Result:
-    """What it is worth to SCALE if user profiles are written from held-out interactions, too."""
+    """What it is worth to SCALE if profiles are written from held-out interactions, too; empty where they are given."""
+    if settings_of(context).profiles.backend == "given":
+        reason = (
+            "not possible: profiles come with the dataset (profiles.backend: given), whatever profiles.history says"
+        )
+        return Result(frame([], VARIANTS).rename({"variant": "history"}), {"leak audit": reason})
     found = _variants(context, progress, "leak audit", HISTORIES, settings_of(context).evidence.seeds)
     table = frame(_against(found["train"], found), VARIANTS).rename({"variant": "history"})
     return Result(table, drawn(sections.leak_audit(table)))

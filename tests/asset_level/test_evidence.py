@@ -11,14 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
 from numpy.testing import assert_allclose
 
+from assets import studies
 from assets.comparisons import TABLE_1, TABLE_2, paper_table
 from assets.home import store
 from assets.metrics import ranking_metrics
+from assets.progress import Progress
 from assets.settings import dataset
 from assets.studies import cohesion, with_category
 from pipeline import parquet
@@ -294,6 +297,22 @@ def test_a_table_of_the_paper_shows_what_was_published_and_the_difference_to_our
     assert paper_table(TABLE_1, ours, dataset("tiny"), "").is_empty()
     two = paper_table(TABLE_2, {}, dataset("book"), "")["system"].unique().to_list()
     assert {"RLMRec (SGL): RLMRec-Con (SGL)", "RLMRec (SGL): RLMRec-Gen (SGL)", "KAR (LightGCN)"} <= set(two)
+
+
+def test_the_leak_audit_is_not_possible_where_profiles_are_given(pipeline, monkeypatch):
+    """With given profiles both histories are one and the same trial, whose difference of 0 would tell of no leak."""
+    monkeypatch.setattr(studies, "_variants", lambda *_: pytest.fail("something is trained"))
+    ran = dg.materialize(
+        [studies.leak_audit],
+        partition_key="xrec-yelp",
+        instance=pipeline.instance,
+        resources={"progress": Progress(), "io_manager": dg.mem_io_manager},
+    )
+    found = ran.output_for_node("leak_audit", "leak_audit")
+    assert found.is_empty()
+    assert {"history", "mean", "difference"} <= set(found.columns)
+    (made,) = ran.asset_materializations_for_node("leak_audit")
+    assert made.metadata["leak audit"].value.startswith("not possible: profiles come with the dataset")
 
 
 # ------------------------------------------------------------------------------------------------- the map of items
