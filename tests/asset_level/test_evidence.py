@@ -18,7 +18,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from assets import studies
-from assets.comparisons import TABLE_1, TABLE_2, paper_table
+from assets.comparisons import NOTE_2, TABLE_1, TABLE_2, paper_table
 from assets.home import store
 from assets.metrics import ranking_metrics
 from assets.progress import Progress
@@ -295,6 +295,9 @@ def test_a_table_of_the_paper_shows_what_was_published_and_the_difference_to_our
     assert {"recall_at_10", "recall_at_50", "ndcg_at_50"} <= set(shown)
     assert paper_table(TABLE_2, ours, dataset("baby"), "").is_empty()  # which has other datasets
     assert paper_table(TABLE_1, ours, dataset("tiny"), "").is_empty()
+    own = paper_table(TABLE_2, {"scale": ours["lightgcn"]}, dataset("book"), NOTE_2)["why"].drop_nulls().item()
+    assert "the paper names d = 64 and batches of 2,048" in own
+    assert "RLMRec's own runs take 32 and 4,096" in own
     two = paper_table(TABLE_2, {}, dataset("book"), "")["system"].unique().to_list()
     assert {"RLMRec (SGL): RLMRec-Con (SGL)", "RLMRec (SGL): RLMRec-Gen (SGL)", "KAR (LightGCN)"} <= set(two)
 
