@@ -30,13 +30,14 @@ pytestmark = [
 ]
 
 SECONDS = 120
+SCALE = [sys.executable, "-c", "from assets.cli import main; main()"]
 
 
 @contextmanager
 def served(command: Sequence[str], ready: str) -> Iterator[str]:
     """Run a command that serves; give what it has said once `ready`, a regular expression, is in it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from assets.cli import main; main()", *command],
+        [*SCALE, *command],
         # MLflow leaves there what this process was connected to last.
         env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"},
         stdout=subprocess.PIPE,
@@ -54,6 +55,12 @@ def served(command: Sequence[str], ready: str) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=SECONDS)
+
+
+def told(*command: str) -> str:
+    """What a command prints on a wide terminal."""
+    environment = os.environ | {"COLUMNS": "250"}
+    return subprocess.run([*SCALE, *command], env=environment, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture
@@ -138,6 +145,12 @@ def test_a_partition_is_materialised_and_an_edited_prompt_refreshed(shop, addres
         picture(page, "partition")
 
         shop.edit("user.md.j2", lambda text: text.replace("Rely on the history", "Please rely on the history"))
+        # Dagster compares code and inputs, not prompts: the command tells what is stale before anything runs, and why.
+        rows = [line.split("│")[1:-1] for line in told("status", "-d", "shop").splitlines() if "│" in line]
+        stale = {name.strip(): why.strip() for name, state, _, _, why in rows if state.strip() == "stale"}
+        assert set(stale) == USER_PROFILES
+        edit = "user prompt edited: 'Rely on the history, .* -> 'Please rely on the history, "
+        assert all(re.match(edit, why) for why in stale.values())
         page.goto(f"{addresses['dagster']}/locations/scale/jobs/refresh/playground")
         page.get_by_placeholder("Partition").click()
         page.get_by_placeholder("Partition").fill("shop")
