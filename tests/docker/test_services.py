@@ -343,10 +343,13 @@ def test_a_run_from_the_page_goes_through_the_queue_and_a_restart_of_the_databas
     running.start("postgres")
     for name in running.processes:
         running.wait_for(name)
-    training = running.run("train_on_interactions", {"dataset": "tiny", "model": "bpr"})
+    trainings = [
+        running.run("train_on_interactions", {"dataset": "tiny", "model": "bpr"}),
+        running.run("train_on_semantic_graph", {"dataset": "tiny", "model": "scale"}),
+    ]
 
     statuses = dict(running.select("dagster", "SELECT run_id, status FROM runs"))
-    assert statuses == {data: "SUCCESS", training: "SUCCESS"}
+    assert statuses == dict.fromkeys([data, *trainings], "SUCCESS")
     for run in statuses:
         query = f"SELECT dagster_event_type FROM event_logs WHERE run_id = '{run}'"
         events = {event for (event,) in running.select("dagster", query)}
@@ -357,7 +360,8 @@ def test_a_run_from_the_page_goes_through_the_queue_and_a_restart_of_the_databas
     assert any((running.folder / "lib" / "mlflow").rglob("loss.png"))
     assert (running.folder / "lib" / "scale" / "store" / "interactions" / "trained_model" / "tiny").is_dir()
     stored = {entry["Key"] for entry in running.s3.list_objects_v2(Bucket="scale")["Contents"]}
-    assert {"raw_reviews/tiny.json", "interactions/trained_model/tiny/bpr.json"} <= stored
+    trained = {"interactions/trained_model/tiny/bpr.json", "semantic_graph/trained_model/tiny/scale.json"}
+    assert {"raw_reviews/tiny.json", "semantic_graph/tiny.json"} | trained <= stored
     assert any((running.folder / "lib" / "dagster" / "logs").rglob("*.err"))
     written = {path.name for path in (running.folder / "docker").iterdir()}
     assert written == {"workspace.yaml"}  # nothing more, since that folder of the image is read-only
