@@ -86,9 +86,20 @@ class TripletSampler:
         Shape (M, N).
     batch_size
         Triplets per batch; the last batch of an epoch may be smaller.
+
+    Raises
+    ------
+    SamplingError
+        For a user who has every item.
     """
 
     def __init__(self, train: csr_array, batch_size: int) -> None:
+        full = np.flatnonzero(np.diff(train.indptr) == train.shape[1])
+        if len(full):
+            raise SamplingError(
+                f"user {full[0]} has all {train.shape[1]} items in train, so no negative can be drawn ({len(full)} "
+                "such users); leave them out of the data, or hold some of their items out"
+            )
         self._users = np.repeat(np.arange(train.shape[0]), np.diff(train.indptr))
         self._items = train.indices.astype(np.int64)
         self._negatives = ComplementSampler(train)

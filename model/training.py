@@ -21,7 +21,7 @@ from model.checkpoint import Checkpoint, load_checkpoint, pack, save_checkpoint,
 from model.config import TrainingConfig
 from model.metrics import Evaluation, evaluate
 from model.optimizer import Adam
-from model.sampling import TripletSampler
+from model.sampling import SamplingError, TripletSampler
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def train(
     Raises
     ------
     DataError
-        When a split is empty.
+        When a split is empty, or a user has every item.
     TrainingError
         When a loss is not finite, or has not moved after the first epochs.
     """
@@ -191,7 +191,10 @@ class _Run:
         settings = config.model_dump_json(exclude=WITHOUT_EFFECT)
         self._fingerprint = f"{fingerprint}|{type(model).__name__}|{model.config.model_dump_json()}|{settings}"
         self._generator = torch.Generator().manual_seed(config.seed)
-        self._sampler = TripletSampler(data.train, config.batch_size)
+        try:
+            self._sampler = TripletSampler(data.train, config.batch_size)
+        except SamplingError as error:
+            raise DataError(f"dataset {data.name}: {error}") from error
         self._optimizer = Adam(model.parameters(), fused=config.kernels == "fast")
         self._best_weights: dict[str, Tensor] = {}
         self.history: list[EpochRecord] = []

@@ -42,6 +42,14 @@ def test_full_row_is_an_error() -> None:
         sampler.draw(np.array([1, 0]), torch.Generator())
 
 
+def test_users_who_have_every_item_are_told_before_the_first_epoch() -> None:
+    train = csr_array(np.array([[1, 0], [1, 1], [0, 0], [1, 1]], dtype=np.float32))
+    message = r"user 1 has all 2 items in train, .* \(2 such users\); leave them out"
+    with pytest.raises(SamplingError, match=message):
+        TripletSampler(train, batch_size=2)
+    assert len(list(TripletSampler(csr_array(train[[0, 2]]), batch_size=2).epoch(torch.Generator()))) == 1
+
+
 def test_an_epoch_visits_every_interaction_once() -> None:
     members = np.random.default_rng(0).random((20, 15)) < 0.4
     train = csr_array(members.astype(np.float32))

@@ -208,3 +208,10 @@ def test_an_empty_split_is_an_error(split: str, checkerboard: RecData) -> None:
     data = replace(checkerboard, **{split: csr_array(checkerboard.train.shape, dtype=np.float32)})
     with pytest.raises(DataError, match=f"dataset checkerboard: {split} has no interactions"):
         run("bpr", data)
+
+
+def test_a_user_who_has_every_item_is_an_error(checkerboard: RecData) -> None:
+    bought = checkerboard.train.toarray()
+    bought[4] = 1
+    with pytest.raises(DataError, match="dataset checkerboard: user 4 has all 22 items in train, so no negative"):
+        run("bpr", replace(checkerboard, train=csr_array(bought)))
