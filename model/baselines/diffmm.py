@@ -11,7 +11,8 @@ Amazon data; features of both kinds are projected without a bias, as published f
 modalities, as there, so one modality alone has none (another form of it, each modality against the whole, is left
 out). Generating never leaves the hidden layer before the last step: a step back is linear in the noisy row but for
 the denoiser, which reads that row through one linear layer, so what this layer sees is all that has to be known. The
-published batch size is 1,024, for 50 epochs.
+published batch size is 1,024, for 50 epochs, of which the authors' code picks the best on the test split; here
+validation picks it, as for every model, and batch size and epochs are those of the training.
 """
 
 import math

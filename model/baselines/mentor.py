@@ -17,6 +17,7 @@ fusion and the terms of the loss, is as there.
 
 The published settings are a grid in two places; the defaults here are 1e-3 of {1e-4, 1e-3} for the weight of
 perturbation and 0.2 of {0.2, 0.4, 0.6} for its temperature. The published step size is 1e-4.
+The authors stop on Recall@10; here it is the metric of the training, Recall@20 unless set.
 """
 
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,10 @@ their final embeddings. Text takes no part in the scores.
 
 As in the authors' code, both alignments are InfoNCE of cosines, and the network between the spaces is one for users and
 items: two layers with a LeakyReLU, the inner as wide as the mean of both spaces. Masked nodes are drawn anew in every
-step and stay masked for the whole of the backbone's loss. The defaults, with what the registry
-sets for single variants, are that code's settings for Amazon-book.
+step and stay masked for the whole of the backbone's loss. The defaults of the alignments, with what the registry sets
+for single variants, are that code's settings for Amazon-book. Size and training are not: that code takes d = 32,
+batches of 4,096, a look at validation every 3 epochs and a patience of 5 looks; here they are those of all models,
+unless set: 64, 2,048, every epoch and 20.
 
 Deviations from the code: each contrastive term (users, positive items, negative items) is a mean over the batch's
 distinct nodes with these as the candidates, where the code takes triplets with their repeats and, for users alone,

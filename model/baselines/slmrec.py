@@ -11,8 +11,11 @@ What differs from the code in MMRec, which is where the setting without sound co
 sound along is left out whole, where MMRec keeps its linear map; `FD` and `FM`, which MMRec carries along without
 being able to run them, are as in the authors' code, with text and images. Adam's weight decay is written as what it
 is there, an L2 term on all weights. Linear layers start with zero bias, and one of the two that meet in `FAC` has
-none: it would change nothing. Scores go through no sigmoid, which would change no ranking. The defaults
-are the authors', whose step size is 0.01.
+none: it would change nothing. Scores go through no sigmoid, which would change no ranking. The authors' choice of `FD`
+and `FM` in the same training (`FD+FM`) is left out.
+
+The defaults of the model are the authors'. Their step size is 0.01; here it is that of the training, 0.001 unless set,
+and the search space has both.
 """
 
 from collections.abc import Mapping, Sequence
