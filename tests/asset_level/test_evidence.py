@@ -318,6 +318,16 @@ def test_the_leak_audit_is_not_possible_where_profiles_are_given(pipeline, monke
     assert made.metadata["leak audit"].value.startswith("not possible: profiles come with the dataset")
 
 
+@pytest.mark.parametrize(("name", "of"), [("amazon14-baby", "baby"), ("amazon14-sports", "sports")])
+def test_real_data_of_the_paper_is_held_to_its_table(name: str, of: str):
+    assert dataset(name).published == dataset(of).published
+    users = {"seed": [0, 0], "user": [0, 1], "top": [[1]] * 2, "recall_at_20": [0.1, 0.2]}
+    found = paper_table(TABLE_1, {"lightgcn": pl.DataFrame(users)}, dataset(name), "a note")
+    told = found.drop_nulls("difference").row(0, named=True)
+    assert told["system"] == "LightGCN"
+    assert told["why"].startswith("ours: given split, ")
+
+
 # ------------------------------------------------------------------------------------------------- the map of items
 
 
