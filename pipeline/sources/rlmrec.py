@@ -110,6 +110,9 @@ def _read_profiles(profiles: Any, kind: str, name: str, writer: RawWriter) -> No
         raise SourceError(f"{name}: expected a dictionary of profiles, found {type(profiles).__name__}")
     for line, (key, value) in enumerate(profiles.items(), start=1):
         writer.count(name)
+        # What lists and sets that hold one another, or a number of a megabyte, come to as text has no bound.
+        if not isinstance(key, str) and not (isinstance(key, int | float) and abs(key) < 2**63):
+            raise SourceError(f"{name}: entry {line} is kept under no id ({type(key).__name__}); get it again")
         found = value.get("profile") if isinstance(value, dict) else value
         # Only text, also in the quarantine: written out, lists that hold one another take up any amount of memory.
         profile = text(found) if isinstance(found, str) else None

@@ -18,6 +18,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from pipeline.settings import DatasetSettings, validate
 from pipeline.sources import RawTables, SourceError, read_source
 from pipeline.sources.lines import MAX_LINE_BYTES
+from pipeline.sources.pickles import MAX_STEPS
 
 PEAK_BYTES = 350e6  # of a whole process, a good third of it Python, numpy and pyarrow
 MEMBER_BYTES = 16 << 20  # of a line; a gzip file may be many gzip files, one after the other
@@ -161,6 +162,13 @@ def read_folder(folder: Path, **changed: object) -> RawTables:
     return read_source(validate(DatasetSettings, content, "test"), folder / "out", folder)
 
 
+def read_in(folder: Path, changed: dict[str, bytes]) -> dict:
+    """`read` of a folder of RLMRec's with some of its files changed."""
+    for name, content in GOOD.items():
+        (folder / name).write_bytes(changed.get(name, pickle.dumps(content)))
+    return read(folder, {"kind": "rlmrec", "folder": {"path": str(folder)}})
+
+
 @pytest.mark.parametrize("form", [coo_matrix, csr_matrix])
 def test_one_number_that_stands_for_a_long_array_is_refused(tmp_path: Path, form: type):
     matrix = form(np.eye(3, dtype=np.float32))
@@ -171,12 +179,69 @@ def test_one_number_that_stands_for_a_long_array_is_refused(tmp_path: Path, form
 
 def test_a_value_kept_under_a_huge_number_is_refused(tmp_path: Path):
     """Python's unpickler in C would make room for two billion values."""
-    for name, content in GOOD.items():
-        (tmp_path / name).write_bytes(pickle.dumps(content))
-    (tmp_path / "trn_mat.pkl").write_bytes(b"\x80\x04Nr\xff\xff\xff\x7f.")
-    found = read(tmp_path, {"kind": "rlmrec", "folder": {"path": str(tmp_path)}})
+    found = read_in(tmp_path, {"trn_mat.pkl": b"\x80\x04Nr\xff\xff\xff\x7f."})
     assert found["error"].endswith("trn_mat.pkl: expected a scipy sparse matrix, found NoneType")
     assert found["peak"] < PEAK_BYTES
+
+
+HELD_BY_ITSELF = b"N" + b"2\x86" * 26  # a tuple that holds 2^26 times None
+COPIES = 200
+FEW_BYTES = {
+    "text of a tuple": b"cbuiltins\nstr\n" + HELD_BY_ITSELF + b"\x85R",
+    "lists of bytes": b"cbuiltins\nlist\n\x940B" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20) + b"\x940"
+    b"(" + b"h\0h\1\x85R" * COPIES + b"l",
+    "numbers of text": b"cbuiltins\nint\n\x940X" + (1 << 23).to_bytes(4, "little") + b"f" * (1 << 23) + b"\x940"
+    b"(" + b"h\0h\1K\x10\x86R" * COPIES + b"l",
+    "a matrix of a tuple": b"cscipy.sparse\ncsr_matrix\n)\x81}(X\4\0\0\0dataNX\7\0\0\0indices"
+    + HELD_BY_ITSELF
+    + b"X\6\0\0\0indptrNX\6\0\0\0_shapeK\1K\1\x86ub",
+    "attributes": b"}(" + b"".join(b"X\x02\0\0\0%02dN" % n for n in range(100)) + b"u\x940"
+    b"cscipy.sparse\ncsr_matrix\n\x940(" + b"h\1)\x81h\0b" * (1 << 18) + b"l",
+}
+
+
+@pytest.mark.parametrize("content", FEW_BYTES.values(), ids=FEW_BYTES)
+def test_a_pickle_cannot_multiply_what_it_holds(tmp_path: Path, content: bytes):
+    """A few bytes to a few megabytes that would unpack to one gigabyte or more."""
+    found = read_in(tmp_path, {"trn_mat.pkl": b"\x80\x04" + content + b"."})
+    assert "trn_mat.pkl: " in found["error"]
+    assert found["peak"] < PEAK_BYTES
+
+
+def test_the_values_of_a_pickle_are_counted(tmp_path: Path):
+    """Empty containers are a byte each, of which a zip archive holds a thousand in one."""
+    path = archive(tmp_path / "a.zip", "trn_mat.pkl", b"\x80\x04(" + b"}" * MAX_STEPS + b"l.")
+    assert path.stat().st_size < 20_000
+    found = read(tmp_path, {"kind": "rlmrec", "folder": {"path": str(path)}})
+    assert f"a.zip:trn_mat.pkl: the pickle takes more than {MAX_STEPS} steps" in found["error"]
+
+
+def test_a_shape_of_something_else_is_no_shape(tmp_path: Path):
+    """The product of a text and a number, as that of a shape's lengths, is a long text."""
+    matrix = pickle.dumps(GOOD["trn_mat.pkl"], protocol=3)
+    assert matrix.count(b"K\x03\x85") == 2
+    found = read_in(tmp_path, {"trn_mat.pkl": matrix.replace(b"K\x03\x85", b"X\1\0\0\0aJ\0\0\0\x7f\x86")})
+    assert "trn_mat.pkl: the pickle holds an array of shape ['a', 2130706432] with 3 values" in found["error"]
+    assert found["peak"] < PEAK_BYTES
+
+
+def test_a_pickle_cannot_choose_what_makes_its_matrix(tmp_path: Path):
+    matrix = csr_matrix(np.eye(3, dtype=np.float32))
+    matrix.form = "bsr_matrix"
+    read_folder(tmp_path, trn_mat=matrix)  # what it says of itself is left out
+    changed = b"\x80\x04cscipy.sparse\ncsr_matrix\nN}X\4\0\0\0formX\3\0\0\0eyes\x86b."
+    found = read_in(tmp_path, {"trn_mat.pkl": changed})
+    assert found["error"].endswith("trn_mat.pkl: the pickle sets attributes of type, which no such file does")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [HELD_BY_ITSELF, b"\x8b" + (2000).to_bytes(4, "little") + b"\1" * 2000, b"(\x91"],
+    ids=["tuple", "long", "set"],
+)
+def test_profiles_are_kept_under_ids(tmp_path: Path, key: bytes):
+    found = read_in(tmp_path, {"usr_prf.pkl": b"\x80\x04}" + key + b"X\1\0\0\0as."})
+    assert "usr_prf.pkl: " in found["error"]
 
 
 def test_lists_that_hold_one_another_are_no_profile(tmp_path: Path):
