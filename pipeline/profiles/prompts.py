@@ -1,16 +1,16 @@
 """Prompt templates: loaded from a file, checked when loaded, rendered within a budget (eqs. 1, 2)."""
 
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.profiles.text import clean_categories, clean_text, count_words, cut_words
@@ -37,8 +37,14 @@ FILTERS = (
     "rejectattr", "replace", "reverse", "select", "selectattr", "sort", "string", "striptags", "title", "trim",
     "truncate", "unique", "upper", "wordcount",
 )  # fmt: skip
-_MOST_STEPS = 20_000  # lines that a template may run for a single item or entry; real ones take some dozens
-_MOST_CHARACTERS = 1_000_000
+# Of FILTERS, those that go through all that they are given.
+_GO_THROUGH = {"join", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique"}
+# Rounds of loops, branches, macros and values that filters go through, for an item or entry; real ones take a few.
+_MOST_STEPS = 20_000
+# Characters written and values made on the way; of a prompt's data as many times as the second says, besides.
+_MOST_CHARACTERS, _TIMES_THE_DATA = 1_000_000, 16
+_MOST_NUMBER = 1 << 63
+_METER = "(meter)"  # no name that a template could write
 _FAILURES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError)
 
 
@@ -46,22 +52,177 @@ class TemplateError(ValueError):
     """A prompt template that cannot be used; the message names the file, the place and the remedy."""
 
 
+class _Meter:
+    """What is left of the steps and the characters that a rendering may take."""
+
+    def __init__(self, entries: Sequence[Mapping[str, str]]) -> None:
+        self.most_steps = self.steps = _MOST_STEPS * max(len(entries), 1)
+        data = sum(len(text) for entry in entries for text in entry.values())
+        self.most_characters = self.characters = _MOST_CHARACTERS + _TIMES_THE_DATA * data
+
+    def step(self, count: int) -> None:
+        self.steps -= count
+        if self.steps < 0:
+            raise jinja2.TemplateRuntimeError(f"it runs more than {self.most_steps} steps; take out loops")
+
+    def write(self, count: int) -> None:
+        self.characters -= count
+        if self.characters < 0:
+            raise jinja2.TemplateRuntimeError(
+                f"it makes more than {self.most_characters} characters; shorten it, or take out what repeats text"
+            )
+
+    def text(self, value: Any) -> str:
+        """`value` as text, which counts."""
+        text = str(value)
+        self.write(len(text))
+        return text
+
+    def made(self, value: Any) -> Any:
+        """`value`, which counts with all that it holds, as often as it holds it."""
+        if isinstance(value, str):
+            self.write(len(value))
+        elif isinstance(value, list | tuple | dict):
+            self.write(len(value))
+            for part in value:
+                self.made(part)
+                if isinstance(value, dict):
+                    self.made(value[part])
+        return value
+
+
+class _Code(CodeGenerator):
+    """Jinja's code, which counts what it runs and makes."""
+
+    def blockvisit(self, body: Iterable[nodes.Node], frame: Frame) -> None:
+        """The body of a loop, a branch, a macro or the template: a step, and the characters of its own text."""
+        body = list(body)
+        outputs = (part for node in body if isinstance(node, nodes.Output) for part in node.nodes)
+        written = sum(len(part.data) for part in outputs if isinstance(part, nodes.TemplateData))
+        self.writeline(f"environment.begin(context, {written})")
+        super().blockvisit(body, frame)
+
+    def visit_For(self, node: nodes.For, frame: Frame) -> None:
+        if node.test is not None:  # rounds that it leaves out count
+            counted = nodes.EnvironmentAttribute("count_rounds")
+            node.iter = nodes.Call(counted, [nodes.ContextReference(), node.iter], [], None, None, lineno=node.lineno)
+        super().visit_For(node, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.concat_parts(context, (")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self._made(super().visit_List, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self._made(super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        if node.ctx == "load":
+            self._made(super().visit_Tuple, node, frame)
+        else:
+            super().visit_Tuple(node, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        if isinstance(node.arg, nodes.Slice):
+            self._made(super().visit_Getitem, node, frame)
+        else:
+            super().visit_Getitem(node, frame)
+
+    def _made(self, visit: Callable[[Any, Frame], None], node: nodes.Expr, frame: Frame) -> None:
+        self.write(f"context.parent[{_METER!r}].made(")
+        visit(node, frame)
+        self.write(")")
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja without what a prompt has no use for: functions, most filters, text times a number, powers."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    code_generator_class = _Code
+    intercepted_binops = frozenset({"*", "**", "%", "+", "-"})
 
     def __init__(self) -> None:
-        super().__init__(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_or_not_given)
+        super().__init__(
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=_or_not_given,
+            optimized=False,  # what it would compute when it compiles is not counted
+        )
         self.globals.clear()
-        self.filters = {name: self.filters[name] for name in FILTERS}
+        self.filters = {name: _counted(name, self.filters[name]) for name in FILTERS}
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" or not (isinstance(left, int | float) and isinstance(right, int | float)):
+    def begin(self, context: Context, written: int) -> None:
+        """Count a step and the characters that it writes."""
+        meter = context.parent[_METER]
+        meter.step(1)
+        meter.write(written)
+
+    def count_rounds(self, context: Context, values: Any) -> Any:
+        """Count the rounds of a loop before it begins; a filter's values were counted where they come from."""
+        if isinstance(values, Sized):
+            context.parent[_METER].step(len(values))
+        return values
+
+    def concat_parts(self, context: Context, parts: tuple[Any, ...]) -> str:
+        """What `~` makes of its parts."""
+        return "".join([context.parent[_METER].text(part) for part in parts])
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "**" or not (numbers or operator in "+-"):
             raise jinja2.TemplateRuntimeError(
                 f"{operator} is refused: a prompt has no powers, and * and % take numbers only"
             )
-        return super().call_binop(context, operator, left, right)
+        found = super().call_binop(context, operator, left, right)
+        if isinstance(found, int) and abs(found) > _MOST_NUMBER:
+            raise jinja2.TemplateRuntimeError(f"{operator} makes a number of more than 64 bits")
+        return context.parent[_METER].made(found)
+
+
+def _counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja's that counts what it goes through and what it makes."""
+
+    @jinja2.pass_context
+    def counted(context: Context, value: Any, *given: Any, **named: Any) -> Any:
+        meter = context.parent[_METER]
+        if name in _GO_THROUGH and isinstance(value, Sized):  # of others what they come from has counted
+            meter.step(len(value))
+        if name == "join":
+            return _join(context, value, *given, **named)
+        if name == "replace":
+            meter.write(_growth(value, *given, **named))
+        passed = {
+            "context": (context,),
+            "eval_context": (context.eval_ctx,),
+            "environment": (context.environment,),
+            None: (),
+        }[getattr(getattr(plain, "jinja_pass_arg", None), "name", None)]
+        return meter.made(plain(*passed, value, *given, **named))
+
+    return counted
+
+
+def _join(context: Context, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+    if attribute is not None:
+        value = context.environment.call_filter("map", value, kwargs={"attribute": attribute}, context=context)
+    meter, parts = context.parent[_METER], []
+    for part in value:
+        meter.write(len(str(d)))
+        parts.append(meter.text(part))
+    return str(d).join(parts)
+
+
+def _growth(s: Any, old: str, new: str, count: int | None = None) -> int:
+    """By how many characters `replace` makes a text longer."""
+    found = str(s).count(str(old))
+    if count is not None and count >= 0:
+        found = min(found, count)
+    return found * max(len(str(new)) - len(str(old)), 0)
 
 
 @dataclass(frozen=True)
@@ -322,46 +483,29 @@ def _render(template: Template, entries: list[dict[str, str]]) -> str:
 
 
 def _variables(kind: Kind, entries: list[dict[str, str]]) -> dict[str, Any]:
+    """What a template is given, its meter included: a rendering counts anew."""
+    meter = {_METER: _Meter(entries)}
     if kind == "user":
-        return {"history": [_NOTHING | entry for entry in entries]}
-    return _NOTHING | (entries[0] if entries else {})
+        return meter | {"history": [_NOTHING | entry for entry in entries]}
+    return meter | _NOTHING | (entries[0] if entries else {})
 
 
 def _try(compiled: jinja2.Template, variables: Mapping[str, Any], what: str, path: Path) -> None:
-    """Render, within bounds and to no end but the error, which names the line."""
-    steps = characters = 0
-
-    def follow(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal steps
-        if frame.f_code.co_filename != "<template>":
-            return None
-        steps += event == "line"
-        if steps > _MOST_STEPS:
-            raise jinja2.TemplateRuntimeError(f"it runs more than {_MOST_STEPS} steps for one item")
-        return follow
-
-    before = sys.gettrace()
-    sys.settrace(follow)
+    """Render to no end but the error, which names the line."""
     try:
-        for piece in compiled.generate(variables):
-            characters += len(piece)
-            if characters > _MOST_CHARACTERS:
-                raise TemplateError(f"{path}: {what} is longer than {_MOST_CHARACTERS} characters for one item")
+        compiled.render(variables)
     except _FAILURES as error:
-        if isinstance(error, TemplateError):
-            raise
         line, trace = 0, error.__traceback__
         while trace is not None:
             if trace.tb_frame.f_code.co_filename == "<template>":
                 line = trace.tb_lineno
             trace = trace.tb_next
         raise TemplateError(f"{path}, line {line}: {what} cannot be rendered: {error}") from error
-    finally:
-        sys.settrace(before)
 
 
-def _or_not_given(value: Any) -> Any:
-    return NOT_GIVEN if value is None or value == "" else value
+@jinja2.pass_context
+def _or_not_given(context: Context, value: Any) -> str:
+    return context.parent[_METER].text(NOT_GIVEN if value is None or value == "" else value)
 
 
 def _without_comments(source: str) -> str:

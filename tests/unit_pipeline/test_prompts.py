@@ -83,7 +83,7 @@ def template(tmp_path: Path, source: str, kind: Kind = "item") -> Template:
         ("item", "one\n{{ '%9999999999d' % 1 }}", r"line 2: .*% is refused"),
         ("item", "one\n{{ 'a' | center(10 ** 9) }}", r"line 2: No filter named 'center'"),
         ("item", "{% set a = 'a' * 1 %}", r"line 1: .*\* is refused"),
-        ("item", "a" * 1_000_001, r"own.md.j2: the item prompt is longer than 1000000 characters"),
+        ("item", "a" * 1_000_001, r"own.md.j2, line 1: .* makes more than 1000000 characters"),
         ("item", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", r"own.md.j2: nested too deeply"),
         ("item", "{% if 1 %}" * 200 + "{% endif %}" * 200, r"own.md.j2: nested too deeply"),
     ],
@@ -94,6 +94,100 @@ def test_a_template_that_cannot_work_is_refused_when_loaded(
 ) -> None:
     with pytest.raises(TemplateError, match=message):
         template(tmp_path, source, kind)
+
+
+SIXTEEN = "{% set a = 'aaaaaaaaaaaaaaaa' %}\n"
+DOUBLED = {
+    "~": "{% set a = a ~ a %}",
+    "+": "{% set a = a + a %}",
+    "replace": "{% set a = a | replace('a', 'aa') %}",
+    "replace between": "{% set a = a | replace('', 'aa') %}",
+    "join": "{% set a = [a, a] | join %}",
+    "join with": "{% set a = 'aa' | join(a) ~ a %}",
+    "block": "{% set a %}{{ a }}{{ a }}{% endset %}",
+    "list": "{% set a = [a, a] %}",
+    "tuple": "{% set a = (a, a) %}",
+    "dict": "{% set a = {1: a, 2: a} %}",
+    "sum of lists": "{% set a = a | list + a | list %}",
+    "filter": "{% set a %}{% filter replace('a', 'aa') %}{{ a }}{% endfilter %}{% endset %}",
+}
+
+
+@pytest.mark.parametrize("step", DOUBLED.values(), ids=DOUBLED)
+def test_text_that_doubles_again_and_again_is_refused_when_loaded(tmp_path: Path, step: str) -> None:
+    with pytest.raises(TemplateError, match=r"own.md.j2, line 2: .* more than (1000000 characters|20000 steps); "):
+        template(tmp_path, SIXTEEN + step * 18)
+
+
+LONG = "{% set a = '" + "x" * 100_000 + "' %}\n"
+SHORTER = "{% set a = '" + "x" * 2000 + "' %}\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% macro m() %}" + "x" * 100_000 + "{% endmacro %}\n" + "{% set a = m() %}" * 20,
+        LONG + "".join(f"{{% set a{n} = a[1:] %}}" for n in range(20)),
+        LONG + "{% set a = [" + "''," * 12 + "] | map('default', a, true) | list %}",
+        LONG + "{% set a = '0123456789' | map('replace', '4', a) | map('list') | list %}" * 5,
+        "{% set a %}\n{% for n in '0123456789' %}" + "x" * 200_000 + "{% endfor %}{% endset %}",
+        "{% set n = 9 %}\n" + "{% set n = n * n %}" * 10,
+        SHORTER + "{% for n in a if false %}{% endfor %}" * 11,
+        SHORTER + "{% set b = a | select('in', a) | list %}" * 11,
+    ],
+    ids=["macro", "slices", "defaults", "lists", "loop", "numbers", "rounds left out", "filtered"],
+)
+def test_what_a_template_makes_on_the_way_is_counted(tmp_path: Path, source: str) -> None:
+    with pytest.raises(TemplateError, match=r"own.md.j2, line [12]: .* more than (1000000 char|20000 steps|64 bits)"):
+        template(tmp_path, source)
+
+
+@pytest.mark.parametrize(
+    ("before", "harm"),
+    [
+        ("", "{% for a in d %}" * 9 + "x" + "{% endfor %}" * 9),
+        (SIXTEEN, "{% set a = a ~ a %}" * 20),
+        (
+            "{% macro two(n) %}{% if n %}{{ two(n - 1) }}{{ two(n - 1) }}{% endif %}{% endmacro %}",
+            "{{ two(d | length + 20) }}",
+        ),
+    ],
+    ids=["loops", "text", "calls"],
+)
+def test_what_only_data_set_off_is_refused_when_rendered(tmp_path: Path, before: str, harm: str) -> None:
+    end = "{% if d | length > 4 %}" + harm + "{% endif %}"
+    told = r"own.md.j2: the (item|user) prompt cannot be rendered: it (runs|makes) more than \d+ .*; (take|shorten)"
+    one = template(tmp_path, before + "{% set d = title %}" + end)
+    with pytest.raises(TemplateError, match=told):
+        render_item(one, item(title="a long title"), Budget(300))
+    user = template(tmp_path, before + "{% set d = history[0].title %}" + end, "user")
+    with pytest.raises(TemplateError, match=told):
+        render_user(user, [entry(title="a long title")] * 10, Budget(300))
+
+
+def test_what_shapes_text_is_there(tmp_path: Path) -> None:
+    source = (
+        "{% for name, value in [('Title', title), ('Brand', brand)] if value %}{{ name ~ ': ' ~ value }}\n{% endfor %}"
+        "{{ [title, brand] | select | map('upper') | join(', ') }} {{ title[:2] + '.' }} {{ [price][0] }}"
+        "{% set more %} {{ description | replace('o', '00') }}{% endset %}{{ more | trim | truncate(9, True) }}"
+    )
+    row = item(title="Tea", brand="Tin", price="$2", description="good for you")
+    expected = "Title: Tea\nBrand: Tin\nTEA, TIN Te. $2g0000d..."
+    assert render_item(template(tmp_path, source), row, Budget(50)).text == expected
+    source = "{{ history | map(attribute='title') | join('; ') }} {{ history | join('/', attribute='title') }}"
+    source += "{% for e in history %} {{ e.title }}{% endfor %}"
+    rows = [entry(title="A"), entry(title="B")]
+    assert render_user(template(tmp_path, source, "user"), rows, Budget(50)).text == "A; B A/B A B"
+
+
+def test_a_long_history_and_long_texts_are_no_harm(tmp_path: Path) -> None:
+    """What a template may run and make grows with what it is given."""
+    rounds = "{% for n in '0123456789' if n == '1' %}{% endfor %}" * 2
+    source = "{% for e in history %}" + rounds + "{{ e.review ~ ' ' }}{% endfor %}"
+    rows = [entry(review="a review of a few words " * 20)] * 1500
+    rendered = render_user(template(tmp_path, source, "user"), rows, Budget(10**6))
+    assert rendered.cut_words == 0
+    assert len(rendered.text) > 700_000
 
 
 def test_loops_filters_and_sums_of_numbers_are_there(tmp_path: Path) -> None:
