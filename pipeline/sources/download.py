@@ -21,8 +21,9 @@ PARTIAL, HELD_WHOLE = 206, 416
 def fetch(raw_file: RawFile, folder: Path, progress: Progress | None = None) -> Path:
     """Path of a raw file, downloaded to `folder` if it has a URL and is not there yet.
 
-    A file is held to the checksum in the settings, or else to the one recorded beside it (`NAME.sha256`) when it was
-    first seen. A broken download stays as `NAME.part` and is resumed.
+    A file is held to the checksum in the settings, or else to the one recorded beside it (`NAME.sha256`, with its URL)
+    when it was first seen. Where a file of another URL has that name, a part of the URL's hash goes before it. A broken
+    download stays as `NAME.part` and is resumed.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def fetch(raw_file: RawFile, folder: Path, progress: Progress | None = None) -> 
     if raw_file.path is not None:
         return _local(Path(raw_file.path), raw_file.sha256)
     assert raw_file.url is not None
-    target = folder / _file_name(raw_file.url)
+    target = _place(raw_file.url, folder)
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         part = _download(raw_file.url, target, progress)
@@ -48,8 +49,8 @@ def fetch(raw_file: RawFile, folder: Path, progress: Progress | None = None) -> 
                 f"{raw_file.url}: its SHA-256 is {found}, the settings name {raw_file.sha256}; the file was removed. "
                 "Correct sha256 if the publisher has changed the file"
             )
+        _record(target, found, raw_file.url)  # first, so that a file never lies there as if put by hand
         os.replace(part, target)
-        _record(target, found)
         return target
     _hold(target, raw_file)
     return target
@@ -76,8 +77,7 @@ def _local(path: Path, sha256: str | None) -> Path:
 
 def _hold(target: Path, raw_file: RawFile) -> None:
     """Hold a file that is already there to its checksum; a file put there by hand gets one recorded."""
-    note = _note(target)
-    recorded = note.read_text(encoding="utf-8").split()[0] if note.exists() else None
+    note, (recorded, url) = _note(target), _recorded(target)
     expected = raw_file.sha256 or recorded
     found = file_sha256(target)
     if expected is not None and found != expected.lower():
@@ -86,13 +86,40 @@ def _hold(target: Path, raw_file: RawFile) -> None:
             f"{target}: its SHA-256 is {found}, {whose} {expected}. Delete the file to download it again from "
             f"{raw_file.url}; if the change is meant, correct sha256 in the settings or delete {note.name}"
         )
-    if recorded is None:
-        _record(target, found)
+    if recorded is None or url is None:
+        assert raw_file.url is not None
+        _record(target, found, raw_file.url)
 
 
-def _record(target: Path, sha256: str) -> None:
+def _record(target: Path, sha256: str, url: str) -> None:
     with atomic_path(_note(target)) as temporary:
-        temporary.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")  # as `sha256sum -c` reads it
+        # As `sha256sum -c` reads it, which passes over a line with a number sign.
+        temporary.write_text(f"{sha256}  {target.name}\n# {_address(url)}\n", encoding="utf-8")
+
+
+def _recorded(target: Path) -> tuple[str | None, str | None]:
+    """The checksum and the URL in the note beside a file; notes of former versions have no URL."""
+    note = _note(target)
+    lines = note.read_text(encoding="utf-8").splitlines() if note.exists() else []
+    return (lines[0].split()[0] if lines else None), (lines[1].removeprefix("# ") if len(lines) > 1 else None)
+
+
+def _place(url: str, folder: Path) -> Path:
+    """Where a URL's file belongs: under its name, if no other URL's file is known to have that.
+
+    A file without a URL in its note, put there by hand or by a former version, goes to the first URL that asks for it,
+    as it did when it was downloaded.
+    """
+    target = folder / _file_name(url)
+    if _recorded(target)[1] in (None, _address(url)):
+        return target
+    return target.with_name(f"{hashlib.sha256(_address(url).encode()).hexdigest()[:8]}-{target.name}")
+
+
+def _address(url: str) -> str:
+    """`url` as it is recorded: without a user and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _note(target: Path) -> Path:
@@ -137,13 +164,17 @@ def _download(url: str, target: Path, progress: Progress | None) -> Path:
 
 def _resume(client: Any, url: str, part: Path, progress: Progress | None) -> bool:
     """One request for what `part` lacks; whether the file is complete then."""
+    begun, address = _begun(part)
+    if address not in ("", _address(url)):
+        part.unlink(missing_ok=True)  # the beginning of another URL's file of this name
+        begun = ""
     held = part.stat().st_size if part.exists() else 0
     # Bytes as published: a transfer encoding would change both length and checksum.
     headers = {"Accept-Encoding": "identity"}
     if held:
         headers["Range"] = f"bytes={held}-"
-        if _tag(part).exists():
-            headers["If-Range"] = _tag(part).read_text(encoding="utf-8")
+        if begun:
+            headers["If-Range"] = begun
     with client.stream("GET", url, headers=headers) as response:
         if response.status_code == HELD_WHOLE and held:
             # Nothing follows what is held: complete if the length fits, or else a part of some other file.
@@ -157,8 +188,8 @@ def _resume(client: Any, url: str, part: Path, progress: Progress | None) -> boo
         length = response.headers.get("Content-Length")
         total = done + int(length) if length is not None else None
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        if validator and not validator.startswith("W/"):
-            _tag(part).write_text(validator, encoding="utf-8")
+        known = validator if validator and not validator.startswith("W/") else ""
+        _tag(part).write_text(f"{known}\n{_address(url)}", encoding="utf-8")
         with _appending(part, done) as file:
             # Without a chunk size: what came before a break must not be lost in a buffer.
             for chunk in response.iter_raw():
@@ -176,6 +207,12 @@ def _appending(part: Path, held: int) -> Iterator[Any]:
         yield file
 
 
+def _begun(part: Path) -> tuple[str, str]:
+    """The version and the URL that a partial file was begun with; "" where there is none."""
+    version, _, url = _tag(part).read_text(encoding="utf-8").partition("\n") if _tag(part).exists() else ("", "", "")
+    return version, url
+
+
 def _tag(part: Path) -> Path:
-    """Where the server's name for the version of a partial file is kept, so that two versions are never joined."""
+    """Where a partial file's URL and the server's name for its version are kept, so that no two files are joined."""
     return part.with_name(part.name + ".tag")

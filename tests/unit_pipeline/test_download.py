@@ -22,6 +22,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
+        self.other = b"another file of that name"
         self.tag = '"one"'
         self.ranges = True
         self.break_after: list[int] = []  # bytes of each answer to come before its connection breaks
@@ -41,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/lost"):
             self.send_error(404)
             return
-        start, body = 0, server.content
+        start, body = 0, server.other if self.path.startswith("/other") else server.content
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and server.ranges and self.headers.get("If-Range", server.tag) == server.tag:
             start = int(asked[1])
@@ -89,7 +90,7 @@ def test_file_is_downloaded_once_and_its_checksum_recorded(server, tmp_path):
     assert path == tmp_path / "down" / "data set.gz"
     assert path.read_bytes() == CONTENT
     assert names(path.parent) == ["data set.gz", "data set.gz.sha256"]
-    assert (path.parent / "data set.gz.sha256").read_text() == f"{DIGEST}  data set.gz\n"
+    assert (path.parent / "data set.gz.sha256").read_text() == f"{DIGEST}  data set.gz\n# {server.url}\n"
     assert progress == sorted(progress)
     assert progress[-1] == (len(CONTENT), len(CONTENT))
     assert fetch(RawFile(url=server.url), tmp_path / "down") == path
@@ -155,6 +156,44 @@ def test_file_put_there_by_hand_is_taken_and_recorded(tmp_path):
     (tmp_path / "data.zip").write_bytes(b"by hand")
     assert fetch(RawFile(url="http://127.0.0.1:9/data.zip"), tmp_path) == tmp_path / "data.zip"
     assert (tmp_path / "data.zip.sha256").read_text().startswith(file_sha256(tmp_path / "data.zip"))
+
+
+def test_two_addresses_that_end_alike_are_two_files(server, tmp_path):
+    """One name for both gave the first one's bytes for the second, or for an address that had been corrected."""
+    first, second = RawFile(url=server.url), RawFile(url=server.url.replace("/files", "/other"))
+    assert fetch(first, tmp_path).read_bytes() == CONTENT
+    other = fetch(second, tmp_path)
+    assert other.read_bytes() == server.other
+    assert re.fullmatch(r"[0-9a-f]{8}-data set\.gz", other.name)
+    assert (fetch(first, tmp_path).read_bytes(), fetch(second, tmp_path)) == (CONTENT, other)
+    assert len(server.seen) == 2
+
+
+def test_beginning_of_another_address_is_not_gone_on_with(server, tmp_path):
+    server.break_after = [10] + [0] * 4
+    with pytest.raises(SourceError, match="10 bytes are kept"):
+        fetch(RawFile(url=server.url), tmp_path)
+    other = fetch(RawFile(url=server.url.replace("/files", "/other")), tmp_path)
+    assert other.read_bytes() == server.other
+    assert fetch(RawFile(url=server.url), tmp_path).read_bytes() == CONTENT
+
+
+def test_file_of_a_former_version_goes_to_the_first_that_asks(server, tmp_path):
+    """Its note has no address; the order of the questions is that in which it was downloaded."""
+    (tmp_path / "data set.gz").write_bytes(CONTENT)
+    note = tmp_path / "data set.gz.sha256"
+    note.write_text(f"{DIGEST}  data set.gz\n")
+    assert fetch(RawFile(url=server.url), tmp_path) == tmp_path / "data set.gz"
+    assert note.read_text() == f"{DIGEST}  data set.gz\n# {server.url}\n"
+    assert server.seen == []
+    other = fetch(RawFile(url=server.url.replace("/files", "/other")), tmp_path)
+    assert other.read_bytes() == server.other
+
+
+def test_password_of_an_address_is_not_written_down(server, tmp_path):
+    path = fetch(RawFile(url=server.url.replace("//", "//me:secret@")), tmp_path)
+    assert "secret" not in path.with_name("data set.gz.sha256").read_text()
+    assert fetch(RawFile(url=server.url), tmp_path) == path
 
 
 def test_server_that_is_gone_says_what_to_fetch_and_where_to_put_it(server, tmp_path):
