@@ -6,7 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REMEDY = "its stage is run again by the next `scale run` or `scale refresh`"
@@ -21,14 +21,32 @@ class StoredFileError(ValueError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` on success, delete it on failure.
 
-    What a killed process left behind for the same `path` is deleted first.
+    After a power cut there is the file that was there before, or the whole new one. What a killed process left behind
+    for the same `path` is deleted first.
     """
     temporary = _temporary(path)
     try:
         yield temporary
-        os.replace(temporary, path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace(finished: Path, path: Path) -> None:
+    """Rename a finished file to `path`, its bytes on the disk before its name: a power cut leaves no empty file."""
+    _sync(finished)
+    os.replace(finished, path)
+    with suppress(OSError):  # some network file systems cannot sync a folder
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Raw files at hand: a local path checked, or a download that resumes and is held to its checksum."""
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.files import atomic_path
+from pipeline.files import atomic_path, replace
 from pipeline.settings import RawFile
 from pipeline.sources import Progress, SourceError
 
@@ -50,7 +49,7 @@ def fetch(raw_file: RawFile, folder: Path, progress: Progress | None = None) -> 
                 "Correct sha256 if the publisher has changed the file"
             )
         _record(target, found, raw_file.url)  # first, so that a file never lies there as if put by hand
-        os.replace(part, target)
+        replace(part, target)
         return target
     _hold(target, raw_file)
     return target
