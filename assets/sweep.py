@@ -87,7 +87,7 @@ class Job:
         return optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(self.journal))),
             sampler=sampler,
-            pruner=optuna.pruners.MedianPruner(STARTING_TRIALS, search.warm_up)
+            pruner=optuna.pruners.MedianPruner(STARTING_TRIALS, search.warm_up + 1)  # whose steps count from 0
             if search.prune
             else optuna.pruners.NopPruner(),
             study_name=f"{self.dataset} {self.model}",

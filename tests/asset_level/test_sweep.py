@@ -57,6 +57,49 @@ def test_a_sweep_keeps_the_best_goes_on_and_is_used(finished):
 
 
 @pytest.mark.slow
+def test_trials_below_the_median_are_stopped_and_the_best_is_none_of_them(finished):
+    import mlflow
+
+    steps = {"lightgcn": {"training.learning_rate": [1e-6, 0.005, 0.01, 0.02]}}
+    found = run(finished, trials=12, prune=True, warm_up=1, sampler="random", spaces=steps)
+    complete, pruned = (
+        [trial for trial in found.trials if trial["state"] == state] for state in ("complete", "pruned")
+    )
+    assert len(complete) + len(pruned) == 12
+    assert pruned
+    assert found.trials[:4] == complete[:4]  # there is no median before
+    assert found.value == max(trial["value"] for trial in complete)
+    assert any(found.best.items() <= trial.items() for trial in complete)
+
+    client = mlflow.MlflowClient()
+    experiment = tracking.connect("tiny sweeps")
+    newest = client.search_runs([experiment], "attributes.run_name = 'LightGCN sweep'", max_results=1)[0].info.run_id
+    nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{newest}'")
+    looks: dict[str, list[int]] = {"KILLED": [], "FINISHED": []}
+    for trial in nested:
+        history = client.get_metric_history(trial.info.run_id, "valid_recall_at_20")
+        looks[trial.info.status].append(len(history))
+    assert looks["FINISHED"] == [6] * len(complete)
+    assert len(looks["KILLED"]) == len(pruned)
+    assert min(looks["KILLED"]) >= 2  # after the epoch of warm-up
+    assert min(looks["KILLED"]) < 6  # and before the end
+
+
+@pytest.mark.slow
+def test_tpe_learns_from_the_trials_before(finished):
+    space = {"lightgcn": {"training.learning_rate": {"low": 1e-6, "high": 1e-2, "log": True}}}
+    rates = {}
+    for sampler in ("random", "tpe"):
+        found = run(finished, trials=14, prune=False, sampler=sampler, spaces=space)
+        assert all(1e-6 <= rate <= 1e-2 for (rate,) in map(drawn, found.trials))
+        assert found.value == max(trial["value"] for trial in found.trials)
+        rates[sampler] = [rate for (rate,) in map(drawn, found.trials)]
+    assert rates["tpe"][:10] == rates["random"][:10]  # by chance
+    # Then where the best were: larger steps learn more in so few epochs.
+    assert min(rates["tpe"][10:]) > sorted(rates["random"])[len(rates["random"]) // 2]
+
+
+@pytest.mark.slow
 def test_two_processes_try_what_one_tries(finished):
     space = {"lightgcn": {"l2": {"low": 1e-5, "high": 1e-1, "log": True}}}
     found = []
