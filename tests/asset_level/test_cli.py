@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import assets
 import model
 import pipeline as pipeline_package
+from assets import tracking
 from assets.cli import app, main
 
 PROJECT = Path(__file__).parents[2]
@@ -122,11 +124,36 @@ def test_the_caches_are_shown_and_pruned(shop, open_pipeline):
         (["run", "-d", "tiny", "--set", "training.epochs"], "KEY=VALUE"),
         (["compare", "-d", "tiny"], "start one with: scale run --dataset tiny"),
         (["recommend", "-d", "tiny", "-u", "nobody"], "make them with: scale run --dataset tiny"),
+        (
+            ["run", "-d", "tiny", "--tuned"],
+            "scale has not been tuned on tiny; start with: scale sweep -d tiny -m scale",
+        ),
         (["run"], "--dataset"),
     ],
 )
 def test_mistakes_are_explained(pipeline, capsys, monkeypatch, arguments: list[str], message: str):
     assert message in mistake(capsys, monkeypatch, *arguments)
+
+
+def newest_settings() -> tuple[str, str]:
+    """L2 and step size of the newest training of BPR-MF on `tiny`."""
+    import mlflow
+
+    experiment = tracking.connect("tiny")
+    run = mlflow.MlflowClient().search_runs([experiment], "tags.model = 'bpr'", max_results=1)[0]
+    return run.data.params["model.l2"], run.data.params["training.learning_rate"]
+
+
+@pytest.mark.slow
+def test_tuned_trains_with_what_the_sweep_found_under_what_is_set(built, tmp_path, open_pipeline):
+    with open_pipeline(shutil.copytree(built, tmp_path / "home")):
+        space = "sweep.spaces={bpr: {l2: [0.3], training.learning_rate: [0.02]}}"
+        swept = " ".join(scale("sweep", "-d", "tiny", "-m", "bpr", "--set", space).split())
+        assert "train with it: scale run -d tiny -m bpr --tuned" in swept
+        scale("run", "-d", "tiny", "-m", "bpr", "--tuned")
+        assert newest_settings() == ("0.3", "0.02")
+        scale("run", "-d", "tiny", "-m", "bpr", "--tuned", "--set", "models.bpr.l2=0.1")
+        assert newest_settings() == ("0.1", "0.02")
 
 
 def test_an_unknown_user_is_told_who_there_is(finished, capsys, monkeypatch):
