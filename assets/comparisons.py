@@ -68,7 +68,7 @@ LISTS = {
     code=["model.significance"],
     tables={
         "comparison": "Test metrics of every model that has replicates: mean and sd over seeds.",
-        "significance": "Each model against LightGCN and against the best baseline by validation, paired by user.",
+        "significance": "Each model against SCALE, LightGCN and the best baseline by validation, paired by user.",
     },
     reads=REPLICATES,
     whatever_there_is=True,
@@ -80,14 +80,11 @@ def comparison_tables(context: dg.AssetExecutionContext) -> dict[str, Result]:
     rows = [row for model, table in found.items() for row in _means(table, _about(model))]
     metric = f"validation_{settings_of(context).training.selection_metric}"
     strength = {model: float(runs[metric].mean()) for model, runs in stored_replicates(name, "replicate_runs").items()}  # type: ignore[arg-type]
-    best = max((model for model in found if model != SUBJECT), key=strength.__getitem__, default=None)
-    against = [model for model in dict.fromkeys(("lightgcn", best)) if model in found]
-    tests = [test for other in against for test in _tests(found, other)]
     comparison = pl.DataFrame(rows)
     shown = {"models": len(found), "best_by_validation": MODELS[max(strength, key=strength.__getitem__)].title}
     return {
         "comparison": Result(comparison, shown | drawn(sections.comparison(comparison))),
-        "significance": Result(frame(tests, SIGNIFICANCE)),
+        "significance": Result(significance_table(found, strength)),
     }
 
 
@@ -180,6 +177,27 @@ def _means(table: pl.DataFrame, about: Mapping[str, Any]) -> list[dict[str, Any]
         {**about, "metric": metric, **spread(by_seed[metric].to_list()), "users": by_seed["users"][0]}
         for metric in metrics_of(table)
     ]
+
+
+def significance_table(found: Mapping[str, pl.DataFrame], strength: Mapping[str, float]) -> pl.DataFrame:
+    """Every model against SCALE, against LightGCN and against the best baseline, as far as these are there.
+
+    Parameters
+    ----------
+    found
+        Replicates by model.
+    strength
+        Validation metric by model: the highest, SCALE's apart, is the best baseline's.
+
+    Returns
+    -------
+    polars.DataFrame
+        The columns of `SIGNIFICANCE`. `difference` is the model's mean minus that of the one it is held `against`;
+        p-values are after Holm over all models that are held against the same one.
+    """
+    best = max((model for model in found if model != SUBJECT), key=strength.__getitem__, default=SUBJECT)
+    against = [model for model in dict.fromkeys((SUBJECT, "lightgcn", best)) if model in found]
+    return frame([test for other in against for test in _tests(found, other)], SIGNIFICANCE)
 
 
 def _tests(found: Mapping[str, pl.DataFrame], other: str) -> list[dict[str, Any]]:
