@@ -38,7 +38,9 @@ Space = dict[str, list[Any] | Range]
 class SweepSettings(Closed):
     """How `scale sweep` looks for a model's settings; the same for every model that is compared."""
 
-    trials: int = Field(20, ge=1, description="Trainings of each model.")
+    trials: int = Field(
+        20, ge=1, description="Trainings of each model, at most: a grid with fewer combinations is tried whole."
+    )
     sampler: Literal["grid", "random", "tpe"] = Field(
         "grid", description="`grid` draws from all combinations without repeating one, `tpe` learns from what it saw."
     )

@@ -52,12 +52,15 @@ class Found:
         `trial`, `state`, `value` and the settings tried, by dotted key, of every trial that ended.
     file
         The best settings as YAML, to be taken into a dataset's file, or for `scale run --tuned`.
+    budget
+        How many trials were asked for and, where a grid has fewer combinations, that all of these were tried.
     """
 
     best: dict[str, Any]
     value: float
     trials: list[dict[str, Any]]
     file: Path
+    budget: str
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,8 @@ def sweep(
     total = _trials(space, settings)
     identity = _identity(instance, dataset_name, model, settings, space)
     client, experiment = mlflow.MlflowClient, tracking.connect(f"{dataset_name} sweeps")
-    tags = {"dataset": dataset_name, "model": model, "sweep": identity}
+    budget = _budget(total, settings.sweep.trials)
+    tags = {"dataset": dataset_name, "model": model, "sweep": identity, "budget": budget}
     run = client().create_run(experiment, run_name=f"{MODELS[model].title} sweep", tags=tags)
     journal = tuned_path(dataset_name, model).with_name(f"{model}-{identity[:12]}.log")
     threads = workers.threads(settings.sweep.parallel, settings.compute)
@@ -171,7 +175,7 @@ def sweep(
                         pool.shutdown(cancel_futures=True)
                     each.result()
         report()
-        found = _found(study, tuned_path(dataset_name, model))
+        found = _found(study, tuned_path(dataset_name, model), budget)
         _write(found, dataset_name, model, settings)
     except BaseException:
         client().set_terminated(job.run_id, status="FAILED")
@@ -205,6 +209,13 @@ def _trials(space: Space, settings: Dataset) -> int:
     if ranges:
         raise SettingsError(f"sweep.sampler grid takes lists of values, and {ranges[0]} is a range; take random or tpe")
     return min(search.trials, math.prod(len(choices) for choices in space.values() if isinstance(choices, list)))
+
+
+def _budget(total: int, asked: int) -> str:
+    """What a comparison of models that were tuned has to tell: the same number is the most that each of them gets."""
+    if total < asked:
+        return f"{total} combinations, all of them tried, of {asked} trials asked for"
+    return f"{asked} trials asked for"
 
 
 def _sampler(settings: Dataset, number: int) -> "optuna.samplers.BaseSampler":
@@ -282,7 +293,7 @@ def _draw(trial: "optuna.Trial", key: str, choices: list[Any] | Range) -> Any:
     return trial.suggest_float(key, choices.low, choices.high, log=choices.log)
 
 
-def _found(study: "optuna.Study", file: Path) -> Found:
+def _found(study: "optuna.Study", file: Path, budget: str) -> Found:
     from optuna.trial import TrialState
 
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -293,7 +304,7 @@ def _found(study: "optuna.Study", file: Path) -> Found:
         {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value, **trial.params}
         for trial in ended
     ]
-    return Found(best.params, study.best_value, trials, file)
+    return Found(best.params, study.best_value, trials, file, budget)
 
 
 def _write(found: Found, dataset_name: str, model: str, settings: Dataset) -> None:
@@ -308,6 +319,7 @@ def _write(found: Found, dataset_name: str, model: str, settings: Dataset) -> No
     note = (
         f"# The best of {len(found.trials)} trials of {model} on {dataset_name}: validation "
         f"{settings.training.selection_metric} {found.value:.4f}\n"
+        f"# {found.budget}\n"
     )
     with atomic_path(found.file) as path:
         path.write_text(note + yaml.safe_dump(nested))

@@ -94,10 +94,10 @@ def status_table(dataset: str, plan: "Plan") -> Table:
 
 
 def trials_table(model: str, found: "Found") -> Table:
-    """The best trials of a sweep, and how many were stopped early."""
+    """The best trials of a sweep, how many there were of those asked for, and how many were stopped early."""
     whole = sorted((t for t in found.trials if t["state"] == "complete"), key=lambda t: t["value"], reverse=True)
     stopped = len(found.trials) - len(whole)
-    title = f"{model}: {len(found.trials)} trials, {stopped} of them stopped early; the best"
+    title = f"{model}: {len(found.trials)} trials ({found.budget}), {stopped} of them stopped early; the best"
     table = Table(title=title, title_justify="left", header_style="bold")
     settings = [key for key in whole[0] if key not in ("trial", "state", "value")]
     table.add_column("trial", justify="right")

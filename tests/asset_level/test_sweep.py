@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from assets import tracking
+from assets import terminal, tracking
 from assets.settings import Range, dataset, search_space, training_config
 from assets.sweep import Found, sweep, tuned, tuned_path
 from pipeline.settings import SettingsError
@@ -31,16 +31,22 @@ def test_a_sweep_keeps_the_best_goes_on_and_is_used(finished):
     assert first.value == max(trial["value"] for trial in first.trials)
     assert tuned("tiny", "lightgcn") == first.best
     assert yaml.safe_load(first.file.read_text())["models"]["lightgcn"].keys() == {"layers", "l2", "training"}
+    assert first.budget == "3 trials asked for"
 
     # More trials: those that ran stay, and no combination comes twice.
     whole = run(finished, trials=20, prune=False)
     assert whole.trials[:3] == first.trials
     tried = {drawn(trial) for trial in whole.trials}
     assert len(tried) == len(whole.trials) == 8
+    fewer = "8 combinations, all of them tried, of 20 trials asked for"
+    assert whole.budget == fewer
+    assert f"# {fewer}\n" in whole.file.read_text()
+    assert f"8 trials ({fewer}), 0 of them stopped early" in str(terminal.trials_table("lightgcn", whole).title)
 
     client = mlflow.MlflowClient()
     experiment = tracking.connect("tiny sweeps")
     parents = client.search_runs([experiment], "tags.model = 'lightgcn' AND attributes.run_name = 'LightGCN sweep'")
+    assert {parent.data.tags["budget"] for parent in parents} == {first.budget, whole.budget}
     assert len(parents) == 2
     nested = [
         client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'") for parent in parents
