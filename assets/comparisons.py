@@ -80,11 +80,13 @@ def comparison_tables(context: dg.AssetExecutionContext) -> dict[str, Result]:
     rows = [row for model, table in found.items() for row in _means(table, _about(model))]
     metric = f"validation_{settings_of(context).training.selection_metric}"
     strength = {model: float(runs[metric].mean()) for model, runs in stored_replicates(name, "replicate_runs").items()}  # type: ignore[arg-type]
-    comparison = pl.DataFrame(rows)
+    comparison, significance = pl.DataFrame(rows), significance_table(found, strength)
     shown = {"models": len(found), "best_by_validation": MODELS[max(strength, key=strength.__getitem__)].title}
     return {
-        "comparison": Result(comparison, shown | drawn(sections.comparison(comparison))),
-        "significance": Result(significance_table(found, strength)),
+        "comparison": Result(comparison, shown | drawn(context, sections.comparison(comparison))),
+        "significance": Result(
+            significance, drawn(context, sections.significance(significance)) if significance.height else {}
+        ),
     }
 
 
@@ -101,10 +103,12 @@ def comparison_tables(context: dg.AssetExecutionContext) -> dict[str, Result]:
 def paper_tables(context: dg.AssetExecutionContext) -> dict[str, Result]:
     """Ours beside the published numbers; a table that does not have this dataset is empty."""
     found, settings = replicates(partition_of(context)["dataset"]), settings_of(context)
-    return {
-        "table_1": Result(paper_table(TABLE_1, found, settings, NOTE_1)),
-        "table_2": Result(paper_table(TABLE_2, found, settings, NOTE_2)),
-    }
+    made = {}
+    for number, (systems, note) in enumerate(((TABLE_1, NOTE_1), (TABLE_2, NOTE_2)), start=1):
+        table = paper_table(systems, found, settings, note)
+        shown = drawn(context, sections.published(table, number)) if table.height else {}
+        made[f"table_{number}"] = Result(table, shown)
+    return made
 
 
 @stage(
@@ -136,10 +140,10 @@ def breakdown_tables(context: dg.AssetExecutionContext) -> dict[str, Result]:
         measures += [
             {**_about(model), "measure": measure, **spread([seed[measure] for seed in alike])} for measure in alike[0]
         ]
-    breakdown = frame(groups, BREAKDOWN)
+    breakdown, lists = frame(groups, BREAKDOWN), frame(measures, LISTS)
     return {
-        "breakdown": Result(breakdown, drawn(sections.breakdown(breakdown))),
-        "lists": Result(frame(measures, LISTS)),
+        "breakdown": Result(breakdown, drawn(context, sections.breakdown(breakdown))),
+        "lists": Result(lists, drawn(context, sections.lists(lists))),
     }
 
 

@@ -44,7 +44,8 @@ def report(context: dg.AssetExecutionContext) -> Result:
             "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
         }
     )
-    tracking.log_folder(f"{name} evidence", "report", folder)
+    tags = {"dataset": name, "kind": "report", "git_commit": tracking.git_commit()}
+    tracking.log_folder(f"{name} evidence", "report", folder, tags)
     return Result(written, {"page": dg.MetadataValue.path(page), "tables": ", ".join(tables)})
 
 

@@ -8,11 +8,11 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from assets import plots
+from assets import home, plots
 from assets.failures import StageError
 from assets.model_groups import ModelGroup, group_of, model_groups
 from assets.progress import Progress
-from assets.reporting import sections
+from assets.reporting import interactive, report, sections
 from assets.reporting.picture import picture
 from assets.settings import overrides_of, partition_of, settings_of
 from assets.stage import GPU, Result, publish
@@ -116,9 +116,22 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "sd": sd, "seeds": len(values)}
 
 
-def drawn(section: sections.Section) -> dict[str, dg.MetadataValue]:
-    """The charts of a section of the report, for the metadata of the asset that it shows."""
-    return {chart.name: dg.MetadataValue.md(plots.embedded(chart.name, picture(chart))) for chart in section.charts}
+def drawn(context: dg.AssetExecutionContext, section: sections.Section) -> dict[str, dg.MetadataValue]:
+    """A section of the report, for the metadata of the asset that it shows.
+
+    Its charts, each as a picture and as the path of a page to explore, which a report writes to the same place; the
+    tables of a section without charts.
+    """
+    if not section.charts:
+        return {section.name: dg.MetadataValue.md("\n".join(map(report.markdown, section.tables)))}
+    folder = home.report_folder(partition_of(context)["dataset"]) / "figures"
+    shown: dict[str, dg.MetadataValue] = {}
+    for chart in section.charts:
+        shown[chart.name] = dg.MetadataValue.md(plots.embedded(chart.name, picture(chart)))
+        page = folder / f"{chart.name}.html"
+        interactive.write_page(interactive.interactive(chart), page)
+        shown[f"{chart.name}, interactive"] = dg.MetadataValue.path(page)
+    return shown
 
 
 def frame(rows: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> pl.DataFrame:

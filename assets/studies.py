@@ -83,7 +83,7 @@ def ablations(context: dg.AssetExecutionContext, progress: Progress) -> Result:
     """SCALE without each of its parts in turn (Fig. 4a), over all seeds."""
     found = _variants(context, progress, "ablations", ABLATIONS, settings_of(context).evidence.seeds)
     table = frame(_against(found["SCALE"], found), VARIANTS)
-    return Result(table, drawn(sections.ablations(table)))
+    return Result(table, drawn(context, sections.ablations(table)))
 
 
 @stage(group="evidence", code=["model.significance"], settings=["evidence"], reads=READS, pool=GPU)
@@ -96,7 +96,7 @@ def leak_audit(context: dg.AssetExecutionContext, progress: Progress) -> Result:
         return Result(frame([], VARIANTS).rename({"variant": "history"}), {"leak audit": reason})
     found = _variants(context, progress, "leak audit", HISTORIES, settings_of(context).evidence.seeds)
     table = frame(_against(found["train"], found), VARIANTS).rename({"variant": "history"})
-    return Result(table, drawn(sections.leak_audit(table)))
+    return Result(table, drawn(context, sections.leak_audit(table)))
 
 
 @stage(group="evidence", code=["pipeline.graphs.fusion"], settings=["evidence"], reads=READS, pool=GPU)
@@ -113,7 +113,7 @@ def fusion_audit(context: dg.AssetExecutionContext, progress: Progress) -> Resul
         about = {"isolated_nodes": summary["isolated"], **{edges: summary[edges] for edges in EDGES}}
         rows += [{"variant": name, **about, **row} for row in variant.means()]
     table = frame(rows, FUSION_AUDIT)
-    return Result(table, drawn(sections.fusion_audit(table)))
+    return Result(table, drawn(context, sections.fusion_audit(table)))
 
 
 @stage(group="evidence", code=[], settings=["sensitivity"], reads=READS, pool=GPU)
@@ -135,7 +135,7 @@ def sensitivity(context: dg.AssetExecutionContext, progress: Progress) -> Result
         about = {"panel": panel, "setting": setting, "value": value, "setting_2": setting_2, "value_2": value_2}
         rows += [{**about, **row} for row in found[name].means()]
     table = frame(rows, SENSITIVITY)
-    return Result(table, drawn(sections.sensitivity(table)))
+    return Result(table, drawn(context, sections.sensitivity(table)))
 
 
 @stage(group="evidence", code=[], settings=["sensitivity"], reads=READS, pool=GPU)
@@ -152,7 +152,7 @@ def split_study(context: dg.AssetExecutionContext, progress: Progress) -> Result
         for split, variant in zip(SPLITS, found.values(), strict=True):
             rows += [{"split": split, "model": model, "title": MODELS[model].title, **row} for row in variant.means()]
     table = frame(rows, SPLIT_STUDY)
-    return Result(table, drawn(sections.split_study(table)))
+    return Result(table, drawn(context, sections.split_study(table)))
 
 
 @stage(
@@ -181,7 +181,7 @@ def modality_study(context: dg.AssetExecutionContext, progress: Progress) -> Res
             about = {"model": model, "title": MODELS[model].title, "modalities": modalities}
             rows += [{**about, **row} for row in variant.means()]
     table = frame(rows, MODALITY_STUDY)
-    return Result(table, drawn(sections.modality_study(table)) if rows else {})
+    return Result(table, drawn(context, sections.modality_study(table)) if rows else {})
 
 
 @stage(
@@ -212,7 +212,7 @@ def item_maps(context: dg.AssetExecutionContext, progress: Progress) -> dict[str
     ]
     places = [_places(system, vectors, items) for system, vectors in own.items()]
     table, purity = pl.concat([pl.DataFrame(schema=ITEM_MAP), *places]), frame(purities, PURITY)
-    shown = drawn(sections.item_map(table, purity)) if table.height else {}
+    shown = drawn(context, sections.item_map(table, purity)) if table.height else {}
     return {"item_map": Result(table, shown), "item_map_purity": Result(purity)}
 
 

@@ -293,9 +293,9 @@ def brief_run(
                 shutil.copytree(run.files, packing / parcels.ARTIFACTS, dirs_exist_ok=True)
 
 
-def log_folder(experiment: str, name: str, folder: Path) -> None:
+def log_folder(experiment: str, name: str, folder: Path, tags: Mapping[str, str]) -> None:
     """Log a folder's files as a run of their own."""
-    with brief_run(connect(experiment), name, {}, {}) as run:
+    with brief_run(connect(experiment), name, {}, tags) as run:
         run.files = folder
 
 

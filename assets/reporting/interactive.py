@@ -2,9 +2,11 @@
 
 import html
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from assets.reporting.charts import BAND, MAP, Bars, Chart, Grid, Line, Panel, Points, number, with_spread
+from pipeline.files import atomic_path
 
 SIDES = {"right": "middle right", "left": "middle left", "above": "top center", "below": "bottom center"}
 GAP, AROUND = 90, 150  # pixels between rows of panels, and above and below them together
@@ -57,6 +59,25 @@ def interactive(chart: Chart) -> Any:
         showlegend=len(named) > 1,
     )
     return drawn
+
+
+def write_page(drawn: Any, page: Path) -> None:
+    """Write a figure of `interactive` as a page that needs no network, only Plotly's script beside it."""
+    script = page.with_name("plotly.min.js")
+    if not script.exists():
+        with atomic_path(script) as temporary:
+            temporary.write_text(plotly_js(), encoding="utf-8")
+    with atomic_path(page) as temporary:
+        text = drawn.to_html(CONFIG, include_plotlyjs="directory", div_id=page.stem)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def plotly_js() -> str:
+    """Plotly's own script."""
+    from plotly.offline import get_plotlyjs
+
+    source: str = get_plotlyjs()
+    return source
 
 
 def _traces(panel: Panel) -> Iterator[dict[str, Any]]:

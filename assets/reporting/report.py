@@ -10,9 +10,10 @@ import polars as pl
 import polars.selectors as cs
 
 from assets.reporting import sections
-from assets.reporting.interactive import CONFIG, interactive
+from assets.reporting.interactive import CONFIG, interactive, plotly_js, write_page
 from assets.reporting.picture import picture
 from assets.reporting.sections import Section
+from assets.reporting.tables import Table
 from pipeline.files import atomic_folder
 
 RESULT = ("metric", "mean", "sd", "seeds")
@@ -73,7 +74,7 @@ def render(title: str, facts: Mapping[str, object], tables: Mapping[str, pl.Data
     content = {"title": title, "facts": shown, "sections": made}
     with atomic_folder(folder) as temporary:
         figures = _write_figures(made, temporary / "figures")
-        page = _template("report.html.j2").render(content, figures=figures, config=CONFIG, plotly=_plotly_js())
+        page = _template("report.html.j2").render(content, figures=figures, config=CONFIG, plotly=plotly_js())
         (temporary / "report.html").write_text(page, encoding="utf-8")
         (temporary / "report.md").write_text(_template("report.md.j2").render(content), encoding="utf-8")
     return folder / "report.html"
@@ -129,17 +130,16 @@ def _write_figures(made: list[Section], folder: Path) -> dict[str, str]:
     for chart in (chart for section in made for chart in section.charts):
         (folder / f"{chart.name}.png").write_bytes(picture(chart))
         drawn = interactive(chart)
-        drawn.write_html(folder / f"{chart.name}.html", CONFIG, include_plotlyjs="directory", div_id=chart.name)
+        write_page(drawn, folder / f"{chart.name}.html")
         drawn.update_layout(title=None, margin_t=64, height=drawn.layout.height - 26)
         embedded[chart.name] = drawn.to_json().replace("<", "\\u003c")  # nothing in it can end its script element
     return embedded
 
 
-def _plotly_js() -> str:
-    from plotly.offline import get_plotlyjs
-
-    source: str = get_plotlyjs()
-    return source
+def markdown(table: Table) -> str:
+    """A table as the report's Markdown has it, its caption above."""
+    text: str = _template("table.md.j2").render(table=table)
+    return text
 
 
 def _template(name: str) -> Any:

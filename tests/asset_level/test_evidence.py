@@ -17,13 +17,14 @@ import polars as pl
 import pytest
 from numpy.testing import assert_allclose
 
-from assets import studies
+from assets import studies, tracking
 from assets.comparisons import NOTE_2, TABLE_1, TABLE_2, paper_table
 from assets.home import store
 from assets.metrics import ranking_metrics
 from assets.progress import Progress
 from assets.settings import dataset
 from assets.studies import cohesion, with_category
+from assets.versions import latest
 from pipeline import parquet
 from tests.conftest import Pipeline
 
@@ -140,6 +141,40 @@ def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
     assert set(users.group_by("model").agg(pl.col("count").sum())["count"]) == {comparison["users"][0]}
     assert set(table("item_map")["system"]) == {"SCALE", "SCALE w/o L_align_r", "LightGCN"}
     assert (report.folder / "reports" / "tiny" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["comparison", "breakdown", "ablations", "item_map", "significance", "lists"])
+def test_the_metadata_of_an_asset_shows_what_the_report_shows(name, report):
+    record = latest(report.instance, dg.AssetKey(name), "tiny")
+    assert record is not None
+    pages = {key: Path(value) for key, value in record.shown.items() if key.endswith(", interactive")}
+    if name in ("significance", "lists"):
+        assert record.shown[name].startswith("**")
+        assert "| --- |" in record.shown[name]
+        assert not pages
+    else:
+        assert pages
+        for key, page in pages.items():
+            assert record.shown[key.removesuffix(", interactive")].startswith("![")
+            assert page.parent == report.folder / "reports" / "tiny" / "figures"
+            assert "Plotly.newPlot" in page.read_text()
+
+
+@pytest.mark.slow
+def test_the_report_is_a_run_with_its_figures_and_its_tags(report):
+    import mlflow
+
+    experiment = tracking.connect("tiny evidence")
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([experiment], "tags.kind = 'report'")
+    assert run.info.run_name == "report"
+    assert run.data.tags["dataset"] == "tiny"
+    assert run.data.tags["git_commit"]
+    logged = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "figures")}
+    made = {path.name for path in (report.folder / "reports" / "tiny" / "figures").iterdir()}
+    assert logged == made
+    assert {"ablations.png", "ablations.html"} <= logged
 
 
 @pytest.mark.slow

@@ -241,7 +241,7 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     (folder / "figures" / "old.png").touch()
     before = (folder / "report.md").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(report, "_plotly_js", lambda: 1 / 0)
+        patched.setattr(report, "plotly_js", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             report.render("second", {}, few, folder)
     assert (folder / "report.md").read_bytes() == before
@@ -249,6 +249,29 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     assert (folder / "report.md").read_text().startswith("# second")
     assert not (folder / "figures" / "old.png").exists()
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_asset_shows_its_charts_with_a_page_to_explore_or_else_its_tables(
+    written: Path, tmp_path: Path, monkeypatch
+):
+    from dagster import build_asset_context
+
+    from assets.replicates import drawn
+
+    monkeypatch.setenv("SCALE_HOME", str(tmp_path))
+    made = {section.name: section for section in report.build(tables())}
+    context = build_asset_context(partition_key="tiny")
+    shown = drawn(context, made["ablations"])
+    assert str(shown["ablations"].value).startswith("![ablations](data:image/png;base64,")
+    page = Path(str(shown["ablations, interactive"].value))
+    assert page == tmp_path / "reports" / "tiny" / "figures" / "ablations.html"
+    assert page.read_bytes() == (written / "figures" / "ablations.html").read_bytes()
+    assert {path.name for path in page.parent.iterdir()} == {"ablations.html", "plotly.min.js"}
+    in_report = (written / "report.md").read_text()
+    for name in ("significance", "table_1", "table_2", "lists"):
+        (text,) = (str(value.value) for value in drawn(context, made[name]).values())
+        assert text.count("\n| --- |") == len(made[name].tables)
+        assert all(part in in_report for part in text.split("\n\n"))
 
 
 def test_missing_and_empty_tables_are_left_out():
