@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -10,7 +11,8 @@ from assets import home, tracking
 from assets.comparisons import TABLES, cost
 from assets.failures import StageError
 from assets.replicates import REPLICATES, stored_replicates
-from assets.reporting.report import COLUMNS, render
+from assets.reporting import sections
+from assets.reporting.report import COLUMNS, markdown, render
 from assets.settings import Dataset, partition_of, settings_of
 from assets.stage import Result, stage
 from assets.store import stored_path
@@ -46,7 +48,10 @@ def report(context: dg.AssetExecutionContext) -> Result:
     )
     tags = {"dataset": name, "kind": "report", "git_commit": tracking.git_commit()}
     tracking.log_folder(f"{name} evidence", "report", folder, tags)
-    return Result(written, {"page": dg.MetadataValue.path(page), "tables": ", ".join(tables)})
+    shown: dict[str, Any] = {"page": dg.MetadataValue.path(page), "tables": ", ".join(tables)}
+    if tables["cost"].height:
+        shown["cost"] = dg.MetadataValue.md("".join(map(markdown, sections.cost(tables["cost"]).tables)))
+    return Result(written, shown)
 
 
 def _facts(name: str, settings: Dataset) -> dict[str, object]:

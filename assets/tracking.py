@@ -209,7 +209,7 @@ class TrainingRun:
         final |= {
             "best_epoch": result.best_epoch,
             "training_seconds": sum(record.seconds for record in result.history),
-            "process_peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "process_peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         }
         with parcels.parcel(self.run_id, "FINISHED", [*self._pending, *_measured(final)]) as packing:
             _draw_curves(result, packing / parcels.ARTIFACTS / "curves")

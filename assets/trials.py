@@ -214,7 +214,9 @@ def _train(trial: Trial, threads: int | None) -> None:
         result = train(model, data, config, on_epoch=on_epoch, checkpoint=checkpoint, fingerprint=trial.identity)
         seconds = sum(record.seconds for record in result.history)
         run.log({f"test_{metric}": value for metric, value in result.test.means.items()})
-        run.log({"best_epoch": result.best_epoch, "training_seconds": seconds})
+        memory = peak()
+        cost = {"best_epoch": result.best_epoch, "training_seconds": seconds, "process_peak_memory_gb": memory}
+        run.log(cost)
     top = recommend(result.user_embeddings, result.item_embeddings, data.train, TOP)[0][result.test.users]
     users = pl.DataFrame(
         {"user": result.test.users.astype(np.int32), **result.test.per_user, "top": top.astype(np.int32)},
@@ -232,7 +234,7 @@ def _train(trial: Trial, threads: int | None) -> None:
         "epochs": len(result.history),
         "stopped_by": result.stopped_by,
         "seconds": seconds,
-        "peak_memory_gb": peak(),
+        "peak_memory_gb": memory,
         "run_id": run.run_id,
     }
     with atomic_path(_record(trial.dataset, trial.identity)) as path:

@@ -162,6 +162,21 @@ def test_the_metadata_of_an_asset_shows_what_the_report_shows(name, report):
 
 
 @pytest.mark.slow
+def test_what_trainings_take_is_in_mlflow_and_beside_what_they_give(report):
+    import mlflow
+
+    tracking.connect("tiny evidence")
+    for record in trials().values():
+        measured = mlflow.MlflowClient().get_run(record["run_id"]).data.metrics
+        assert measured["process_peak_memory_gb"] == record["peak_memory_gb"] > 0
+        assert measured["training_seconds"] == record["seconds"]
+    record = latest(report.instance, dg.AssetKey("report"), "tiny")
+    assert record is not None
+    assert "peak memory (GB)" in record.shown["cost"]
+    assert all(f"| {title} |" in record.shown["cost"] for title in ("SCALE", "LightGCN"))
+
+
+@pytest.mark.slow
 def test_the_report_is_a_run_with_its_figures_and_its_tags(report):
     import mlflow
 
