@@ -48,7 +48,7 @@ HISTORIES: dict[str, dict[str, Any]] = {name: {"profiles.history": name} for nam
 
 VARIANTS = {
     "variant": pl.String, "metric": pl.String, "mean": pl.Float64, "sd": pl.Float64, "seeds": pl.Int64,
-    "difference": pl.Float64, "t_test": pl.Float64,
+    "difference": pl.Float64, "effect_size": pl.Float64, "t_test": pl.Float64, "wilcoxon": pl.Float64,
 }  # fmt: skip
 EDGES = ("edges_uu", "edges_ui", "edges_ii")
 FUSION_AUDIT = {
@@ -252,7 +252,7 @@ def _variants(
 
 
 def _against(reference: _Variant, variants: Mapping[str, _Variant]) -> list[dict[str, Any]]:
-    """Rows of every variant: means, and the difference to the reference with its p-value after Holm."""
+    """Rows of every variant: means, and the paired tests against the reference, p-values after Holm over the others."""
     from model.significance import compare_seeds, holm
 
     base = [outcome.evaluation for outcome in reference.outcomes]
@@ -264,9 +264,14 @@ def _against(reference: _Variant, variants: Mapping[str, _Variant]) -> list[dict
     rows = []
     for name, variant in variants.items():
         for row in variant.means():
-            p_values = holm({other: test[row["metric"]].t_test for other, test in tests.items()})
-            difference = tests[name][row["metric"]].difference if name in tests else None
-            rows.append({"variant": name, **row, "difference": difference, "t_test": p_values.get(name)})
+            single = {other: test[row["metric"]] for other, test in tests.items()}
+            t_test = holm({other: test.t_test for other, test in single.items()})
+            wilcoxon = holm({other: test.wilcoxon for other, test in single.items()})
+            found = {}
+            if name in single:
+                found = {"difference": single[name].difference, "effect_size": single[name].effect_size}
+                found |= {"t_test": t_test[name], "wilcoxon": wilcoxon[name]}
+            rows.append({"variant": name, **row, **found})
     return rows
 
 

@@ -10,6 +10,12 @@ from assets.reporting.charts import OWN, Chart, with_spread
 from assets.reporting.figures import headline, metric_title
 from assets.reporting.tables import SIGNIFICANT, Column, Table, wide
 
+DIFFERENCE = Column("difference", "difference", "signed")
+TESTS = (
+    Column("effect size (d_z)", "effect_size", "signed"),
+    Column("p (t-test)", "t_test", "p"),
+    Column("p (Wilcoxon)", "wilcoxon", "p"),
+)
 RISING = ("recall", "ndcg", "coverage")  # beginnings of the names of metrics of which more is better for sure
 
 
@@ -48,11 +54,9 @@ def significance(table: pl.DataFrame) -> Section:
     columns = (
         Column("model", "title", "text"),
         Column("against", "against_title", "text"),
-        Column("difference", "difference", "signed"),
+        DIFFERENCE,
         Column("95 % interval", "low", "interval", "high"),
-        Column("effect size (d_z)", "effect_size", "signed"),
-        Column("p (t-test)", "t_test", "p"),
-        Column("p (Wilcoxon)", "wilcoxon", "p"),
+        *TESTS,
     )
     shown = [
         Table(metric_title(part["metric"][0]), part.drop("model"), columns)
@@ -89,7 +93,7 @@ def published(table: pl.DataFrame, number: int) -> Section:
 def ablations(table: pl.DataFrame) -> Section:
     """The full model against itself without a part (Fig. 4a)."""
     text = "SCALE without one of its parts at a time (Fig. 4a of the paper), everything else unchanged."
-    shown = _compared(table, "variant", "Variant minus the full model, and the paired t-test")
+    shown = _compared(table, "variant", "Variant minus the full model, by users paired; p-values after Holm")
     return Section("ablations", "Ablations", text, shown, (figures.ablations(table),))
 
 
@@ -116,7 +120,7 @@ def leak_audit(table: pl.DataFrame) -> Section:
     )
     caption = "Test metrics by what the profiles were written from; an error bar is one standard deviation over seeds."
     chart = figures.audit(table, "history", "leak_audit", "What a leak into profiles is worth", caption)
-    shown = _compared(table, "history", "Difference, and the paired t-test", best=False)
+    shown = _compared(table, "history", "All minus train, by users paired", best=False)
     return Section("leak_audit", "Leak audit", text, shown, (chart,))
 
 
@@ -234,17 +238,17 @@ def _means(names: Iterable[str], best: bool = True) -> list[Column]:
 
 
 def _compared(table: pl.DataFrame, by: str, caption: str, best: bool = True) -> tuple[Table, ...]:
-    """Means, and the differences from the row that has none itself."""
+    """Means, and the differences from the row that has none itself: a row for each metric and kind of `by`."""
     named = Column(by, by, "text")
     means = _metrics(table, (by, "seeds"), (named,), best)
     gaps = table.drop_nulls("difference")
     if gaps.is_empty():
         return (means,)
-    columns = [named]
-    for metric in gaps["metric"].unique(maintain_order=True):
-        title = metric_title(metric, short=True)
-        columns += [Column(title, f"difference {metric}", "signed"), Column(f"{title}: p", f"t_test {metric}", "p")]
-    return means, Table(caption, wide(gaps, (by,), ("difference", "t_test")), tuple(columns))
+    titles = {metric: metric_title(metric) for metric in gaps["metric"].unique()}
+    gaps = pl.concat(gaps.partition_by("metric", maintain_order=True)).with_columns(
+        pl.col("metric").replace_strict(titles)
+    )
+    return means, Table(caption, gaps, (Column("metric", "metric", "text"), named, DIFFERENCE, *TESTS))
 
 
 def _standing(table: pl.DataFrame) -> str:

@@ -25,6 +25,7 @@ from assets.progress import Progress
 from assets.settings import dataset
 from assets.studies import cohesion, with_category
 from assets.versions import latest
+from model.significance import Comparison, paired
 from pipeline import parquet
 from tests.conftest import Pipeline
 
@@ -64,6 +65,17 @@ def files() -> dict[str, tuple[int, int]]:
         path.relative_to(store()).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in store().rglob("*.parquet")
     }
+
+
+def compared(label: str, other: str) -> Comparison:
+    """Recall@20 of one kind of trial against that of another, on each user's mean over the seeds."""
+    means = []
+    for wanted in (label, other):
+        found = [name for name, record in trials().items() if record["label"] == wanted]
+        users = [parquet.read_table(store().parent / "trials" / "tiny" / name / "users.parquet") for name in found]
+        assert len(users) == 2
+        means.append(np.mean([each["recall_at_20"].to_numpy() for each in users], axis=0))
+    return paired(*means)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +129,21 @@ def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
     full = comparison.filter((pl.col("model") == "scale") & (pl.col("metric") == "recall_at_20"))["mean"].item()
     assert ablations["mean"][0] == pytest.approx(full)
     assert_allclose(ablations["difference"][1:].to_numpy(), ablations["mean"][1:].to_numpy() - full, atol=1e-12)
+
+    others = ablations[1:]
+    assert ablations.row(0, named=True)["wilcoxon"] is None
+    alone = compared("SCALE", "SCALE w/o SAG")
+    row = ablations.row(by_predicate=pl.col("variant") == "w/o SAG", named=True)
+    assert row["effect_size"] == pytest.approx(alone.effect_size)
+    for test, found in (("t_test", alone.t_test), ("wilcoxon", alone.wilcoxon)):  # Holm over seven comparisons
+        assert found <= row[test] <= min(1, 7 * found) + 1e-12
+        assert others[test].null_count() == 0
+    audited = table("leak_audit").filter(metric="recall_at_20", history="all").row(0, named=True)
+    leaky = compared("SCALE", "SCALE all")
+    assert_allclose(
+        [audited["effect_size"], audited["t_test"], audited["wilcoxon"]],
+        [leaky.effect_size, leaky.t_test, leaky.wilcoxon],
+    )
 
     fusion = table("fusion_audit").filter(pl.col("metric") == "recall_at_20")
     stored = parquet.read_graph(store() / "semantic_graph" / "tiny.parquet")

@@ -39,7 +39,10 @@ def compared(table: pl.DataFrame, by: str, first: str) -> pl.DataFrame:
     own = pl.col(by) != first
     difference = pl.when(own).then(pl.col("mean") - pl.col("base"))
     return table.join(base, on="metric", maintain_order="left").with_columns(
-        difference=difference, t_test=pl.when(own).then(pl.lit(0.0004))
+        difference=difference,
+        effect_size=pl.when(own).then(pl.lit(0.25)),
+        t_test=pl.when(own).then(pl.lit(0.0004)),
+        wilcoxon=pl.when(own).then(pl.lit(0.06)),
     )
 
 
@@ -375,8 +378,13 @@ def test_sections_show_the_numbers_of_their_tables():
     assert cell(gaps, 0, "what stands behind it") == "–"
     means, gaps = made["ablations"].tables
     assert cell(means, 1, "R@10").strip("*") == mean("ablations", variant="w/o LLM", metric="recall_at_10")
-    assert [row[0] for row in texts(gaps)] == ["w/o LLM", "w/o L_align_s"]
-    assert cell(gaps, 0, "R@10: p") == "*<0.001*"
+    assert [row[:2] for row in texts(gaps)[:3]] == [
+        ["Recall@10", "w/o LLM"], ["Recall@10", "w/o L_align_s"], ["Recall@20", "w/o LLM"],
+    ]  # fmt: skip
+    assert len(texts(gaps)) == 8
+    assert texts(gaps)[0][3:] == ["+0.2500", "*<0.001*", "0.060"]
+    (*_, last) = texts(made["leak_audit"].tables[1])
+    assert (last[:2], last[3:]) == (["NDCG@20", "all"], ["+0.2500", "*<0.001*", "0.060"])
     (table,) = made["sensitivity"].tables
     assert texts(table)[0][:5] == ["weights", "weight_s", "1e-05", "–", "–"]
     assert cell(table, 6, "N@10") == mean("sensitivity", value=2.0, value_2=2.0, metric="ndcg_at_10")
