@@ -92,7 +92,7 @@ def build(tables: Mapping[str, pl.DataFrame]) -> list[Section]:
     clean = {name: table for name, table in checked.items() if not table.is_empty()}
     purity = clean.pop("item_map_purity", None)
     makers: dict[str, Callable[[pl.DataFrame], Section]] = {
-        "comparison": sections.comparison,
+        "comparison": lambda table: sections.comparison(table, clean.get("fusion_audit")),
         "significance": sections.significance,
         "table_1": lambda table: sections.published(table, 1),
         "table_2": lambda table: sections.published(table, 2),

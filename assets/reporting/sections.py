@@ -10,6 +10,7 @@ from assets.reporting.charts import OWN, Chart, with_spread
 from assets.reporting.figures import headline, metric_title
 from assets.reporting.tables import SIGNIFICANT, Column, Table, wide
 
+AS_PRINTED = "intersection (eq. 6 as printed)"  # the fusion audit's variant that comparisons show, too
 DIFFERENCE = Column("difference", "difference", "signed")
 TESTS = (
     Column("effect size (d_z)", "effect_size", "signed"),
@@ -30,14 +31,20 @@ class Section:
     charts: tuple[Chart, ...] = ()
 
 
-def comparison(table: pl.DataFrame) -> Section:
-    """Every model's test metrics."""
+def comparison(table: pl.DataFrame, fusions: pl.DataFrame | None = None) -> Section:
+    """Every model's test metrics, and from the fusion audit, if any, those of SCALE with eq. 6 as printed."""
     charts = tuple(figures.models(table, metric) for metric in headline(table))
     text = (
         f"Models trained and tested on one split: {table['model'].n_unique()}. Users with held-out items: "
         f"{_range(table['users'])}. Seeds of each: {_range(table['seeds'])}. {_standing(table)}"
     ).rstrip()
-    shown = _metrics(table, ("model", "title", "seeds"), (Column("model", "title", "text"),))
+    rows = table.select("model", "title", "metric", "mean", "sd", "seeds")
+    if fusions is not None and AS_PRINTED in fusions["variant"]:
+        text += " The row of eq. 6 as printed is no model of its own, but a variant of SCALE from the fusion audit."
+        named = {"model": pl.lit(None, pl.String), "title": pl.lit("SCALE (eq. 6 as printed), a variant")}
+        printed = fusions.filter(variant=AS_PRINTED).with_columns(**named).select(rows.columns)
+        rows = pl.concat([rows, printed], how="vertical_relaxed")
+    shown = _metrics(rows, ("model", "title", "seeds"), (Column("model", "title", "text"),))
     return Section("comparison", "Models", text, (shown,), charts)
 
 
