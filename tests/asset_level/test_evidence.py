@@ -22,8 +22,9 @@ from assets.comparisons import NOTE_2, TABLE_1, TABLE_2, paper_table
 from assets.home import store
 from assets.metrics import ranking_metrics
 from assets.progress import Progress
+from assets.reporting import sections
 from assets.settings import dataset
-from assets.studies import cohesion, with_category
+from assets.studies import FUSIONS, cohesion, with_category
 from assets.versions import latest
 from model.significance import Comparison, paired
 from pipeline import parquet
@@ -31,13 +32,15 @@ from tests.conftest import Pipeline
 
 FEW = {
     "evidence.seeds": 2,
+    "models.freedom.training.epochs": 2,
     "evidence.sensitivity": [
         {"models.scale.negatives": [1, 2]},
         {"subspace.user_sparsity": [2, 5]},
         {"models.scale.interaction_layers": [1, 2], "models.scale.semantic_layers": [1]},
     ],
 }
-MODELS = ["scale", "lightgcn"]
+MODELS = ["scale", "lightgcn", "freedom"]
+SPLIT = ["scale", "lightgcn"]  # the models of the study of splits
 GROUPS = {"report": "evidence", "sweep": "sweep"}  # command -> its settings
 
 
@@ -119,7 +122,7 @@ def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
     assert_allclose(row.select("mean", "sd").row(0), [np.mean(own), np.std(own, ddof=1)])
     significance = table("significance")
     pairs = set(zip(significance["model"], significance["against"], strict=True))
-    assert pairs == {(model, other) for model in MODELS for other in ("scale", "lightgcn") if model != other}
+    assert {(model, other) for model in MODELS for other in ("scale", "lightgcn") if model != other} <= pairs
 
     ablations = table("ablations").filter(pl.col("metric") == "recall_at_20")
     assert ablations["variant"].to_list() == [
@@ -147,6 +150,8 @@ def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
 
     fusion = table("fusion_audit").filter(pl.col("metric") == "recall_at_20")
     stored = parquet.read_graph(store() / "semantic_graph" / "tiny.parquet")
+    assert sections.AS_PRINTED in FUSIONS
+    assert "eq. 6 as printed), a variant" in (report.folder / "reports" / "tiny" / "report.md").read_text()
     edges = fusion.select(pl.sum_horizontal("edges_uu", "edges_ii", pl.col("edges_ui") * 2)).to_series().to_list()
     assert edges[-1] == stored.nnz
     assert edges[0] < edges[1] < edges[2]
@@ -159,19 +164,28 @@ def test_the_tables_are_means_over_seeds_and_hold_what_they_promise(report):
     assert table("leak_audit")["history"].unique(maintain_order=True).to_list() == ["train", "all"]
     splits = table("split_study").filter(pl.col("metric") == "recall_at_20")
     assert splits.select("model", "split").rows() == [
-        (model, split) for model in MODELS for split in ("random", "user_time", "global_time")
+        (model, split) for model in SPLIT for split in ("random", "user_time", "global_time")
     ]
     own = splits.filter((pl.col("model") == "lightgcn") & (pl.col("split") == "random"))["mean"].item()
     assert own in [record["test"]["recall_at_20"] for record in trials().values() if record["label"] == "LightGCN"]
     breakdown = table("breakdown")
     users = breakdown.filter((pl.col("axis") == "activity") & (pl.col("metric") == "recall_at_20"))
     assert set(users.group_by("model").agg(pl.col("count").sum())["count"]) == {comparison["users"][0]}
-    assert set(table("item_map")["system"]) == {"SCALE", "SCALE w/o L_align_r", "LightGCN"}
+    assert set(table("item_map")["system"]) == {"SCALE", "SCALE w/o L_align_r", "LightGCN", "FREEDOM"}
+    modalities = table("modality_study").filter(pl.col("metric") == "recall_at_20")
+    assert modalities.select("model", "modalities").rows() == [
+        ("freedom", which) for which in ("text", "images", "both")
+    ]
+    assert modalities["mean"].n_unique() > 1
+    own = [record["test"]["recall_at_20"] for record in trials().values() if record["label"] == "FREEDOM"]
+    assert modalities["mean"][2] in own  # both are what it reads anyway
     assert (report.folder / "reports" / "tiny" / "report.html").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["comparison", "breakdown", "ablations", "item_map", "significance", "lists"])
+@pytest.mark.parametrize(
+    "name", ["comparison", "breakdown", "ablations", "modality_study", "item_map", "significance", "lists"]
+)
 def test_the_metadata_of_an_asset_shows_what_the_report_shows(name, report):
     record = latest(report.instance, dg.AssetKey(name), "tiny")
     assert record is not None
@@ -200,7 +214,7 @@ def test_what_trainings_take_is_in_mlflow_and_beside_what_they_give(report):
     record = latest(report.instance, dg.AssetKey("report"), "tiny")
     assert record is not None
     assert "peak memory (GB)" in record.shown["cost"]
-    assert all(f"| {title} |" in record.shown["cost"] for title in ("SCALE", "LightGCN"))
+    assert all(f"| {title} |" in record.shown["cost"] for title in ("SCALE", "LightGCN", "FREEDOM"))
 
 
 @pytest.mark.slow
