@@ -35,6 +35,16 @@ class Measured(NamedTuple):
     step: int
 
 
+class _Content(NamedTuple):
+    """What a parcel says: the store that it is for, without a password, its run, and the model's name and users."""
+
+    store: str
+    run_id: str
+    status: str
+    metrics: list[Measured]
+    model: tuple[str, list[str]] | None
+
+
 def folder() -> Path:
     """Where parcels wait."""
     return home.home() / "mlflow" / "undelivered"
@@ -78,16 +88,23 @@ def deliver_waiting() -> None:
 
 
 def _delivered(packed: Path) -> bool:
-    """Deliver one parcel; False where MLflow does not take it, it is another's, or another process is at it."""
+    """Deliver one parcel; False where MLflow does not take it, it is another's or damaged, or another process is at it.
+
+    A damaged one is set aside, so that it stands in no later command's way.
+    """
     from mlflow.exceptions import MlflowException
 
     lock = packed.with_name(f".{packed.name}.lock")
     try:
         with FileLock(lock, timeout=0):
-            content = json.loads((packed / CONTENT).read_text())
-            if home.shown(content.pop("store")) != home.shown(home.tracking_uri()):
+            try:
+                content = _read(packed)
+            except (ValueError, LookupError, TypeError) as error:
+                _set_aside(packed, error)
                 return False
-            _deliver(packed, **content)
+            if content.store != home.shown(home.tracking_uri()):
+                return False
+            _deliver(packed, content)
             shutil.rmtree(packed)
     except (MlflowException, OSError, Timeout):
         return False
@@ -95,17 +112,45 @@ def _delivered(packed: Path) -> bool:
     return True
 
 
-def _deliver(packed: Path, run_id: str, status: str, metrics: list[list[Any]]) -> None:
+def _read(packed: Path) -> _Content:
+    """What a parcel says; ValueError, LookupError or TypeError where it is damaged."""
+    said = json.loads((packed / CONTENT).read_bytes())
+    model = packed / MODEL_CONTENT
+    given = json.loads(model.read_bytes()) if model.exists() else None
+    return _Content(
+        store=home.shown(said["store"]),
+        run_id=said["run_id"],
+        status=said["status"],
+        metrics=[Measured(*each) for each in said["metrics"]],
+        model=given and (given["name"], given["users"]),
+    )
+
+
+def _set_aside(packed: Path, error: Exception) -> None:
+    place = home.home() / "mlflow" / "damaged" / packed.name
+    place.parent.mkdir(exist_ok=True)
+    packed.rename(place)
+    logger.warning(
+        "run %s: what waits for MLflow cannot be read (%s) and is set aside in %s; what the run made is stored all "
+        "the same. Delete that folder, or mend it and move it back into %s",
+        packed.name,
+        error,
+        place,
+        folder(),
+    )
+
+
+def _deliver(packed: Path, content: _Content) -> None:
     import mlflow
 
     client = mlflow.MlflowClient()
-    log_metrics(run_id, [Measured(*each) for each in metrics])
+    log_metrics(content.run_id, content.metrics)
     if any((packed / ARTIFACTS).iterdir()):
-        client.log_artifacts(run_id, str(packed / ARTIFACTS))
-    if (packed / MODEL_CONTENT).exists():
-        with mlflow.start_run(run_id=run_id):
-            _log_model(packed / MODEL, **json.loads((packed / MODEL_CONTENT).read_text()))
-    client.set_terminated(run_id, status=status)
+        client.log_artifacts(content.run_id, str(packed / ARTIFACTS))
+    if content.model is not None:
+        with mlflow.start_run(run_id=content.run_id):
+            _log_model(packed / MODEL, *content.model)
+    client.set_terminated(content.run_id, status=content.status)
 
 
 def log_metrics(run_id: str, metrics: Sequence[Measured]) -> None:

@@ -1,6 +1,8 @@
 """An MLflow server that is gone in the middle of a training: nothing of the run is lost."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from assets import parcels, tracking
+from assets import home, parcels, tracking
 from assets.progress import Progress
 from assets.servers import MLFLOW_VARIABLES
 from tests.ports import free_port
@@ -111,3 +113,36 @@ def test_a_parcel_waits_for_its_own_store(pipeline, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     tracking.connect("tiny")
     assert [each.name for each in parcels.folder().glob("[!.]*")] == [run.run_id]
+
+
+DAMAGED = [
+    (parcels.CONTENT, '{"store": "sqli'),
+    (parcels.CONTENT, ""),
+    (parcels.CONTENT, "[]"),
+    (parcels.CONTENT, "{}"),
+    (parcels.CONTENT, '{"store": 1, "run_id": "a", "status": "FINISHED", "metrics": []}'),
+    (parcels.CONTENT, '{"store": "s", "run_id": "a", "status": "FINISHED", "metrics": [["loss"]]}'),
+    (parcels.MODEL_CONTENT, '{"name": "scale", "users'),
+]
+
+
+def test_damaged_parcels_are_set_aside_and_the_next_one_delivered(pipeline, caplog):
+    import mlflow
+
+    experiment = tracking.connect("tiny")
+    client = mlflow.MlflowClient()
+    run = client.create_run(experiment)
+    content = {"store": home.tracking_uri(), "run_id": run.info.run_id, "status": "FINISHED", "metrics": []}
+    names = [f"0-{number}" for number in range(len(DAMAGED))]  # come before the run's id
+    for name in [*names, run.info.run_id]:
+        (parcels.folder() / name / parcels.ARTIFACTS).mkdir(parents=True)
+        (parcels.folder() / name / parcels.CONTENT).write_text(json.dumps(content))
+    for name, (file, text) in zip(names, DAMAGED, strict=True):
+        (parcels.folder() / name / file).write_text(text)
+    tracking.connect("tiny")
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+    assert list(parcels.folder().glob("[!.]*")) == []
+    for name, (file, text) in zip(names, DAMAGED, strict=True):
+        place = parcels.folder().with_name("damaged") / name
+        assert (place / file).read_text() == text
+        assert re.search(f"run {name}: what waits for MLflow cannot be read .* set aside in {place};", caplog.text)
