@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 TEST = "test_"  # before a metric's name: of the test split
 FLUSH_SECONDS = 5.0
-RETRY_SECONDS = 60.0  # after MLflow has not answered: each try holds up the training for some seconds
+RETRY_SECONDS = 60.0  # after MLflow has not answered: each try holds up the training for `FLUSH_TIMEOUT` seconds
+FLUSH_TIMEOUT = 10
 PARAMETER_LENGTH = 6000  # MLflow's own limit
 ENVIRONMENT = {  # of MLflow's client, unless it is set already
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -194,9 +195,13 @@ class TrainingRun:
     def _flush(self) -> None:
         """Send what has come together. Where MLflow does not answer, it waits: no training stops for that."""
         try:
-            parcels.log_metrics(self.run_id, self._pending)
+            with _asked_once():
+                parcels.log_metrics(self.run_id, self._pending)
         except (self._mlflow.MlflowException, OSError) as error:
-            logger.warning("MLflow does not take this run's metrics (%s); the training goes on, they are kept", error)
+            logger.warning(
+                "MLflow does not take this run's metrics (%s); the training goes on, they are kept",
+                home.shown(str(error)),
+            )
             self._next_flush = time.monotonic() + RETRY_SECONDS
         else:
             self._pending.clear()
@@ -222,6 +227,18 @@ class TrainingRun:
         """Mark the run as failed; it can still be taken up again."""
         with parcels.parcel(self.run_id, "FAILED", self._pending):
             pass
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """Have MLflow's client try each request once, for `FLUSH_TIMEOUT` seconds: a server may hang."""
+    bounds = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(FLUSH_TIMEOUT)}
+    before = {name: os.environ[name] for name in bounds}  # `connect` has seen to them
+    os.environ.update(bounds)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def _draw_curves(result: "TrainingResult", folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -146,3 +147,29 @@ def test_damaged_parcels_are_set_aside_and_the_next_one_delivered(pipeline, capl
         place = parcels.folder().with_name("damaged") / name
         assert (place / file).read_text() == text
         assert re.search(f"run {name}: what waits for MLflow cannot be read .* set aside in {place};", caplog.text)
+
+
+def test_a_server_that_hangs_holds_up_a_training_for_the_time_of_one_request(pipeline, tmp_path, monkeypatch, caplog):
+    import mlflow
+
+    from model.training import EpochRecord
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    monkeypatch.setattr(tracking, "FLUSH_TIMEOUT", 1)
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    training = tracking.TrainingRun("tiny", "bpr", {}, {"model": "bpr"}, tmp_path / "resume.json", "same")
+    store = mlflow.get_tracking_uri()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for epoch in (1, 2):
+            started = time.monotonic()
+            training.epoch(EpochRecord(epoch, {"total": 1.0}, None, 1.0, 0.0))
+            assert time.monotonic() - started < 10
+            assert "MLflow does not take this run's metrics" in caplog.text
+            caplog.clear()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"
+    mlflow.set_tracking_uri(store)
+    training.epoch(EpochRecord(3, {"total": 1.0}, None, 1.0, 0.0))
+    points = mlflow.MlflowClient().get_metric_history(training.run_id, "loss_total")
+    assert [point.step for point in points] == [1, 2, 3]
