@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import polars as pl
 from filelock import FileLock
 
-from assets import home, parcels, plots
+from assets import home, parcels, plots, workers
 from assets.parcels import Measured
 from model.registry import MODELS
 from pipeline import parquet
@@ -214,7 +213,7 @@ class TrainingRun:
         final |= {
             "best_epoch": result.best_epoch,
             "training_seconds": sum(record.seconds for record in result.history),
-            "process_peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+            "process_peak_memory_gb": workers.process_peak_memory(),
         }
         with parcels.parcel(self.run_id, "FINISHED", [*self._pending, *_measured(final)]) as packing:
             _draw_curves(result, packing / parcels.ARTIFACTS / "curves")

@@ -15,6 +15,7 @@ from model.config import TrainingConfig
 from pipeline.compute import cluster
 from pipeline.settings import ComputeSettings
 
+PROCESS_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 SERVE_TOKEN = "SCALE_SERVE_TOKEN"  # of `scale serve`; no training needs it
 
 
@@ -67,7 +68,17 @@ def threads(parallel: int, settings: ComputeSettings) -> int | None:
     where = cluster(settings)
     if where is not None:
         return where.share(parallel)
-    return None if parallel == 1 else max(1, (os.cpu_count() or 1) // parallel)
+    return None if parallel == 1 else max(1, cores() // parallel)
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity's, or fewer where its control group (Linux, version 2) has less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError, IndexError):  # no such group, or a quota of `max`
+        group = PROCESS_GROUP.read_text().split("::")[1].strip()
+        quota, period = (GROUPS / group.lstrip("/") / "cpu.max").read_text().split()
+        allowed = min(allowed, int(quota) // int(period))
+    return max(1, allowed)
 
 
 def share(config: TrainingConfig, threads: int | None) -> TrainingConfig:
@@ -86,9 +97,14 @@ def peak_memory() -> Callable[[], float]:
         with suppress(OSError):
             status = Path("/proc/self/status").read_text()
             return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        return process_peak_memory()
 
     return peak
+
+
+def process_peak_memory() -> float:
+    """This process's highest resident memory since it began, in 10^9 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 
 def _end_with(ended: Connection) -> None:
