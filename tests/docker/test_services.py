@@ -16,7 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -237,8 +239,8 @@ class Services:
         found: dict[str, Any] = answer["data"]
         return found
 
-    def run(self, job: str, partition: dict[str, str]) -> str:
-        """Launch a job as a page does, wait until it has succeeded, and give the run's id."""
+    def launch(self, job: str, partition: dict[str, str]) -> str:
+        """Launch a job as a page does; the run's id."""
         tags = {"dagster/partition": "|".join(partition.values())}
         if len(partition) > 1:
             tags |= {f"dagster/partition/{dimension}": key for dimension, key in partition.items()}
@@ -247,17 +249,32 @@ class Services:
         params = {"selector": selector, "runConfigData": {}, "executionMetadata": metadata}
         launched = self.ask(LAUNCH, params=params)["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
-        run = str(launched["run"]["runId"])
+        return str(launched["run"]["runId"])
+
+    def ended(self, run: str) -> str:
+        """How a run ended, once it has."""
 
         def status() -> str:
             return str(self.ask(STATUS, run=run)["runOrError"]["status"])
 
         until(
             lambda: status() in ("SUCCESS", "FAILURE", "CANCELED"),
-            lambda: f"{job} is {status()}:\n{self.log('daemon')}\n{self.log('code')}",
+            lambda: f"{run} is {status()}:\n{self.log('daemon')}\n{self.log('code')}",
         )
-        assert status() == "SUCCESS", self.log("code")
+        return status()
+
+    def run(self, job: str, partition: dict[str, str]) -> str:
+        """Launch a job, wait until it has succeeded, and give the run's id."""
+        run = self.launch(job, partition)
+        assert self.ended(run) == "SUCCESS", self.log("code")
         return run
+
+    def stored(self) -> dict[str, str]:
+        """Checksum of every result, as the bucket's manifests have it."""
+        listed = self.s3.list_objects_v2(Bucket="scale").get("Contents", [])
+        names = [entry["Key"] for entry in listed if entry["Key"].endswith(".json")]
+        read = {name: self.s3.get_object(Bucket="scale", Key=name)["Body"].read() for name in names}
+        return {name: json.loads(content)["sha256"] for name, content in read.items()}
 
     def select(self, role: str, query: str, database: str | None = None) -> list[tuple[Any, ...]]:
         """Rows that a role gets from its database."""
@@ -365,6 +382,53 @@ def test_a_run_from_the_page_goes_through_the_queue_and_a_restart_of_the_databas
     assert any((running.folder / "lib" / "dagster" / "logs").rglob("*.err"))
     written = {path.name for path in (running.folder / "docker").iterdir()}
     assert written == {"workspace.yaml"}  # nothing more, since that folder of the image is read-only
+
+
+MADE = "SELECT id, asset_key FROM event_logs WHERE run_id = '{}' AND dagster_event_type = 'ASSET_MATERIALIZATION'"
+
+
+@pytest.mark.slow
+def test_a_database_that_breaks_off_under_load_loses_no_result(running):
+    """PostgreSQL ends without a word in the middle of a run, while pages are read, and comes again."""
+    if not running.stored():
+        running.run("data", {"dataset": "tiny"})
+    before = running.stored()
+    run = running.launch("data", {"dataset": "tiny"})
+    until(lambda: len(running.select("dagster", MADE.format(run))) >= 3, lambda: running.log("code"))
+    told = set(running.select("dagster", MADE.format(run)))
+    reading, answers = threading.Event(), Counter()
+
+    def read() -> None:
+        while not reading.is_set():
+            try:
+                running.ask(STATUS, run=run)
+            except (AssertionError, OSError, http.client.HTTPException, ValueError):
+                answers["failed"] += 1
+            else:
+                answers["given"] += 1
+            time.sleep(0.05)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    try:
+        running.stop("postgres", signal.SIGQUIT)
+        assert running.processes["postgres"].poll() is not None
+        time.sleep(2)
+        answers.clear()
+        running.start("postgres")
+        for name in running.processes:
+            running.wait_for(name)
+        ended = running.ended(run)
+    finally:
+        reading.set()
+        for reader in readers:
+            reader.join()
+    assert answers["given"] > answers["failed"]
+    assert told <= set(running.select("dagster", MADE.format(run)))  # what was on record still is
+    if ended != "SUCCESS":
+        running.run("data", {"dataset": "tiny"})
+    assert running.stored() == before
 
 
 @pytest.fixture
