@@ -4,7 +4,8 @@
         [--out docs/benchmarks/quality.json]
 
 The stages of each dataset are made once by `scale run`; then every model is trained with `training.kernels: fast` and
-`reference` from the same seeds, two trainings at a time with one thread each, which changes no result. Validation
+`reference` from the same seeds, two trainings at a time with one thread each, which changes no result. Baby's published
+interactions come without texts, so that SCALE is compared on Yelp alone. Validation
 Recall@20 is that of the best epoch, of at most 30 on Baby and 100 on Yelp; the test split is not looked at. With
 --home, a run that was stopped goes on after the trainings that it finished.
 """
