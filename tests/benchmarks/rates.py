@@ -132,14 +132,15 @@ def train_steps(folder: Path, size: Shape) -> Job:
     data = replace(made.dataset(folder), semantic=semantic)
     kind = load("scale")
     model = kind(kind.Config(), data, torch.Generator().manual_seed(0))
-    run = _Run(model, data, TrainingConfig(device="cpu"), None, "")
+    config = TrainingConfig(device="cpu")
+    run = _Run(model, data, config, None, "")
     model.train()
     model.before_epoch(1)
 
     def work() -> None:
         with _memory_kept(), kernels.use("fast"):
             for _, batch in zip(range(STEPS), run._sampler.epoch(torch.Generator().manual_seed(1)), strict=False):
-                run._step(batch)
+                run._step(batch, config.learning_rate)
 
     return work
 
