@@ -12,6 +12,7 @@ from filelock import FileLock
 from pipeline.files import atomic_path
 
 LEAST_ROOM = 2**20  # bytes
+TOKEN_VARIABLE = "SCALE_SERVE_TOKEN"  # of `scale serve`, and a secret
 PROJECT = Path(__file__).resolve().parent.parent
 
 

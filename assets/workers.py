@@ -16,7 +16,6 @@ from pipeline.compute import cluster
 from pipeline.settings import ComputeSettings
 
 PROCESS_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-SERVE_TOKEN = "SCALE_SERVE_TOKEN"  # of `scale serve`; no training needs it
 
 
 def pool(parallel: int, settings: ComputeSettings, device: str) -> Executor:
@@ -34,8 +33,9 @@ def pool(parallel: int, settings: ComputeSettings, device: str) -> Executor:
 
 
 def environment() -> dict[str, str]:
-    """Variables that trainings on other machines need; Ray shows them in its dashboard."""
-    sent = {name: value for name, value in os.environ.items() if name.startswith("SCALE_") and name != SERVE_TOKEN}
+    """Variables that trainings on other machines need; Ray shows them in its dashboard, so the token is left out."""
+    ours = {name: value for name, value in os.environ.items() if name.startswith("SCALE_")}
+    sent = {name: value for name, value in ours.items() if name != home.TOKEN_VARIABLE}
     return sent | {"SCALE_HOME": str(home.home()), "MLFLOW_TRACKING_URI": home.tracking_uri()}  # also by default
 
 

@@ -306,11 +306,12 @@ def _compare(ray: Any, address: str) -> None:
     asked = [
         ray.remote(num_cpus=0, scheduling_strategy=On(node["NodeID"], soft=False))(_code).remote() for node in nodes
     ]
+    ours = _code()
     wrong: dict[str, str] = {}  # by address; all are heard, as Ray writes of a task that is left behind at the end
     for node, reference in zip(nodes, asked, strict=True):
         address_there = node["NodeManagerAddress"]
         try:
-            if ray.get(reference) != _code():
+            if ray.get(reference) != ours:
                 wrong[address_there] = (
                     f"node {address_there} has other code of this project than this process. "
                     "Install the same there, and start its Ray again"

@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,17 @@ def open_pipeline() -> Callable[[Path], Pipeline]:
     return Pipeline
 
 
+@contextmanager
+def answering(http: ThreadingHTTPServer) -> Iterator[None]:
+    """Have a server answer in a thread of its own."""
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
 class LanguageModel:
     """An OpenAI-compatible server on the loopback interface that counts what it is asked.
 
@@ -206,12 +218,8 @@ class LanguageModel:
 def language_model() -> Iterator[LanguageModel]:
     """A chat model that the dataset `shop` writes its profiles with."""
     running = LanguageModel()
-    thread = threading.Thread(target=running.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
-    thread.join()
+    with answering(running.http):
+        yield running
 
 
 class Shop:

@@ -20,7 +20,6 @@ from assets.serving.texts import TextEncoder
 from assets.settings import dataset as load_dataset
 from model.registry import entry
 
-TOKEN_VARIABLE = "SCALE_SERVE_TOKEN"
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 CONNECTIONS = 500  # at a time, below the usual limit of 1,024 open files
 
@@ -87,7 +86,7 @@ def read_token(file: Path | None) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: the token cannot be read: {error}") from error
     else:
-        place, given = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE)
+        place, given = home.TOKEN_VARIABLE, os.environ.get(home.TOKEN_VARIABLE)
         if given is None:
             return None
         text = given.strip()

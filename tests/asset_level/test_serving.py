@@ -532,9 +532,9 @@ def test_a_model_of_other_users_or_items_is_refused(built, open_pipeline, tmp_pa
 
 
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
-    monkeypatch.delenv(server.TOKEN_VARIABLE, raising=False)
+    monkeypatch.delenv(home.TOKEN_VARIABLE, raising=False)
     assert server.read_token(None) is None
-    monkeypatch.setenv(server.TOKEN_VARIABLE, "from-outside")
+    monkeypatch.setenv(home.TOKEN_VARIABLE, "from-outside")
     assert server.read_token(None) == "from-outside"
     file = tmp_path / "token"
     file.write_text("from-a-file\n")
@@ -697,7 +697,7 @@ def test_a_service_starts_answers_and_stops(finished, monkeypatch, capsys):
         return original(self, sockets)
 
     monkeypatch.setattr(server.uvicorn.Server, "run", run)
-    monkeypatch.delenv(server.TOKEN_VARIABLE, raising=False)
+    monkeypatch.delenv(home.TOKEN_VARIABLE, raising=False)
     thread = threading.Thread(target=server.serve, args=("tiny", ["bpr"], "127.0.0.1", 0, None))
     thread.start()
     try:

@@ -1,6 +1,5 @@
 import hashlib
 import re
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from pipeline.settings import RawFile
 from pipeline.sources import SourceError
 from pipeline.sources.download import fetch, file_sha256
+from tests.conftest import answering
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -72,12 +72,9 @@ def server(monkeypatch) -> Iterator[Server]:
     monkeypatch.setattr("pipeline.sources.download.PAUSE_SECONDS", 0.001)
     for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
+    running = Server()
+    with answering(running):
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def names(folder: Path) -> list[str]:

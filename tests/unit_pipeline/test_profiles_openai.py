@@ -23,6 +23,7 @@ from pipeline.profiles.chat import ChatModelError
 from pipeline.profiles.write import ProfileResult, write_item_profiles, write_user_profiles
 from pipeline.row_cache import IN_USE
 from pipeline.settings import ChatModelSettings, OpenAISettings, ProfileSettings
+from tests.conftest import answering
 
 GOOD = {"summary": "For cooks.", "reasoning": "The title says so."}
 ITEM_SCHEMA = {
@@ -111,12 +112,8 @@ class Server:
 @contextlib.contextmanager
 def running() -> Iterator[Server]:
     made = Server()
-    thread = threading.Thread(target=made.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
-    thread.join()
+    with answering(made.http):
+        yield made
 
 
 @pytest.fixture
