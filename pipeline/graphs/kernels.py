@@ -284,14 +284,17 @@ def group_means(rows: np.ndarray, order: np.ndarray, starts: np.ndarray, means: 
 # ------------------------------------------------------------------------------------------------------ selection
 
 
-SAMPLE = 1024  # entries of a row that its floor is judged by
+SAMPLE = 512  # entries of a row that its floor is judged by
 GROUP = 16  # entries that are held against their floors at a time; a tile's rows are whole groups
 
 
 def likely_rank(k: int, columns: int) -> int:
-    """Rank in a sample of a row which, all but surely, at least k entries of the whole row reach, and few more do."""
+    """Rank in a sample of a row which at least k entries of the whole row reach, and few more do.
+
+    One or two rows in a hundred have fewer and are searched again, which costs less than a surer rank's candidates.
+    """
     expected = k * SAMPLE / columns
-    return int(expected + 4.0 * expected**0.5 + 2.0)
+    return int(expected + 2.5 * expected**0.5 + 1.0)
 
 
 _likely_rank = njit(cache=True)(likely_rank)
@@ -487,15 +490,19 @@ def sweep(
     first: int,
     strip: np.ndarray,
     floors: np.ndarray,
-    ids: np.ndarray,
-    values: np.ndarray,
+    chosen: np.ndarray,
+    similarities: np.ndarray,
+    spill: tuple,
     counts: np.ndarray,
 ) -> None:
     """strip (b, n - first * TILE) = products of the b rows from tile `first` on with themselves and all later rows.
 
-    Each later row j takes those of its products with the b rows that reach floors[j] into ids[j], values[j] (capacity,)
-    and counts[j], which becomes -1 when they are more than fit.
+    Each later row j takes those of its products with the b rows that reach floors[j]. The first k go to chosen[j],
+    similarities[j] (k,), where the result will be, others to its part of the spill, of which `starts[j]` is the first
+    and `starts[j + 1]` the end. counts[j] counts them, and becomes -1 when they are more than fit.
     """
+    starts, ids, values = spill
+    k = chosen.shape[1]
     tiles, across = (strip.shape[0] + TILE - 1) // TILE, (floors.shape[0] + TILE - 1) // TILE
     for task in prange(across - first):
         start = (first + task) * TILE
@@ -515,12 +522,17 @@ def sweep(
                         bits &= bits - 1
                         column = start + lane
                         count = counts[column]
-                        if 0 <= count < ids.shape[1]:
-                            ids[column, count] = i * TILE + row
-                            values[column, count] = tile[row * TILE + lane] + np.float32(0.0)
-                            counts[column] = count + 1
+                        if count < 0:
+                            continue
+                        value = tile[row * TILE + lane] + np.float32(0.0)
+                        place = starts[column] + count - k
+                        if count < k:
+                            chosen[column, count], similarities[column, count] = i * TILE + row, value
+                        elif place < starts[column + 1]:
+                            ids[place], values[place] = i * TILE + row, value
                         else:
-                            counts[column] = -1
+                            count = -2
+                        counts[column] = count + 1
 
 
 @njit(parallel=True, cache=True)
@@ -528,31 +540,37 @@ def finish(
     strip: np.ndarray,
     start: int,
     floors: np.ndarray,
-    ids: np.ndarray,
-    values: np.ndarray,
-    counts: np.ndarray,
     chosen: np.ndarray,
     similarities: np.ndarray,
+    spill: tuple,
+    counts: np.ndarray,
 ) -> None:
     """Choose for each row of the strip, which is row `start` + its number, from what it took and what the strip holds.
 
-    chosen, similarities (n, k): as `select` has them. A row that took too much or finds too little stays as it is.
+    chosen, similarities (n, k): as `select` has them; -1 and 0 in a row that took too much or finds too little.
     """
+    starts, ids, values = spill
     chunk = 32
     k = chosen.shape[1]
     for task in prange((strip.shape[0] + chunk - 1) // chunk):
-        near, found, sorting = _scratch(ids.shape[1] + strip.shape[1] + 1)
-        for r in range(task * chunk, min(strip.shape[0], (task + 1) * chunk)):
+        last = min(strip.shape[0], (task + 1) * chunk)
+        near, found, sorting = _scratch(k + starts[start + last] - starts[start + last - 1] + strip.shape[1] + 1)
+        for r in range(task * chunk, last):
             count, i = counts[start + r], start + r
-            if count < 0:
-                continue
-            for hit in range(count):
-                near[hit] = ids[i, hit]
-                found[hit] = values[i, hit]
-            count = _reaching(strip[r, :r], floors[i], start, near, found, count)
-            count = _reaching(strip[r, r + 1 :], floors[i], i + 1, near, found, count)
+            if count >= 0:
+                for hit in range(min(count, k)):
+                    near[hit] = chosen[i, hit]
+                    found[hit] = similarities[i, hit]
+                for hit in range(k, count):
+                    near[hit] = ids[starts[i] + hit - k]
+                    found[hit] = values[starts[i] + hit - k]
+                count = _reaching(strip[r, :r], floors[i], start, near, found, count)
+                count = _reaching(strip[r, r + 1 :], floors[i], i + 1, near, found, count)
             if count >= k:
                 _choose(near, found, count, False, sorting, chosen[i], similarities[i])
+            else:
+                for place in range(k):
+                    chosen[i, place], similarities[i, place] = -1, 0.0
 
 
 # -------------------------------------------------------------------------------------------------------- pursuit

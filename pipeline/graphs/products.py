@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LEAST_ROOM = 2.5e8  # bytes that a stage works in beside copies of its features, whatever its budget
 LARGEST_BLOCK = 960  # rows, whole tiles; enough work for every thread, small enough for a lively progress bar
+SWEPT_AT_A_TIME = 480  # rows, whole tiles; fewer, as memory that is touched for the first time costs
 
 Group = tuple[np.ndarray, np.ndarray]  # rows of queries, and the candidates to compare them with
 
@@ -155,27 +156,28 @@ def nearest_by_sweep(
 def _swept(
     units: np.ndarray, k: int, room: float, progress: Callable[[int, int], None] | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    n = units.shape[0]
+    n, rows = units.shape[0], SWEPT_AT_A_TIME
     rank = kernels.likely_rank(k, n)
-    likely = rank * n / kernels.SAMPLE
-    capacity = int(likely * (1 + 4 / rank**0.5)) + 16
-    rows = LARGEST_BLOCK
-    taken = 2 * units.nbytes + 4 * rows * n + 8 * n * capacity
-    if n < 8 * rows or capacity > n // 2 or taken > room:
+    likely = rank * n / kernels.SAMPLE  # products of a row that reach its floor
+    earlier = likely / n * (np.arange(n) // rows * rows)  # those of them with rows of earlier strips
+    most = earlier * (1 + 2.5 / rank**0.5) + 2.5 * earlier**0.5
+    starts = np.concatenate([[0], np.cumsum(np.maximum(most - k, 0).astype(np.int64))])
+    taken = 2 * units.nbytes + 4 * rows * n + 8 * starts[-1]
+    if n < 8 * LARGEST_BLOCK or 2 * likely > n or taken > room:
         return None
     left, right = kernels.pack(units, kernels.ROWS), kernels.pack(units, kernels.COLUMNS)
     floors, counts = np.empty(n, np.float32), np.zeros(n, np.int32)
     sample = np.ascontiguousarray(units[:: n // kernels.SAMPLE])
     for first, last, block in similarity_blocks(units, sample, room - taken):
         kernels.find_floors(block, rank, floors[first:last])
-    ids, values = np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32)
-    chosen, similarities = np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32)
+    spill = starts, np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
+    chosen, similarities = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
     buffer = np.empty(rows * n, np.float32)
     for first in range(0, n, rows):
         last = min(n, first + rows)
         strip = buffer[: (last - first) * (n - first)].reshape(last - first, n - first)
-        kernels.sweep(left, right, first // kernels.TILE, strip, floors, ids, values, counts)
-        kernels.finish(strip, first, floors, ids, values, counts, chosen, similarities)
+        kernels.sweep(left, right, first // kernels.TILE, strip, floors, chosen, similarities, spill, counts)
+        kernels.finish(strip, first, floors, chosen, similarities, spill, counts)
         if progress is not None:
             progress(last, n)
     return chosen, similarities

@@ -12,12 +12,12 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from model.registry import MODELS
 from tests.benchmarks import made, results, workers
 from tests.benchmarks.made import Shape
 from tests.benchmarks.workers import Measured, Turns, Worker
 
 BUDGET = 2.0  # GB
-MODELS = ("scale", "lightgcn", "bpr")
 NAME = "made"
 DATASET = """\
 title: Made data of Baby's shape
@@ -103,7 +103,7 @@ def main() -> None:
         "Memory",
         f"{size.users:,} users, {size.items:,} items, about 8 interactions of each user, texts of {size.text} "
         f"dimensions, images of 4,096; dictionaries of {size.dictionary}; `resources.memory_gb: {BUDGET:g}`. "
-        "3 epochs of each model.",
+        "3 epochs of each of all models.",
         arguments.rounds,
         measured.load,
         jobs=results.figures(measured),

@@ -107,12 +107,12 @@ def test_sweep_of_a_large_set_equals_blocks(case: str) -> None:
     elif case == "misleading sample":
         features[::8] = features[0]  # the rows that the sample consists of
         features[1::8] = -features[0]
-    swept, blocks = nearest(features, None, 9), nearest(features, None, 9, Execution(memory_gb=0.03, threads=1))
+    swept, blocks = nearest(features, None, 9), nearest(features, None, 9, Execution(memory_gb=0.015, threads=1))
     np.testing.assert_array_equal(swept.ids, blocks.ids)
     np.testing.assert_array_equal(swept.similarities, blocks.similarities)
     whole = nearest_by_sweep(unit_rows(features, "features").units, 9, 4e9, None)
     assert whole is not None  # the set is large enough for the sweep
-    assert nearest_by_sweep(unit_rows(features, "features").units, 9, 3e7, None) is None  # and that budget too small
+    assert nearest_by_sweep(unit_rows(features, "features").units, 9, 1.5e7, None) is None  # and that budget too small
     assert ((whole[0] < 0).any(axis=1).mean() > 0.5) == (case == "misleading sample")
 
 
