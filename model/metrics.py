@@ -151,7 +151,9 @@ def _top_items(scores: Scores, train: csr_array, users: np.ndarray, k: int, devi
     def best(part: np.ndarray) -> np.ndarray:
         try:
             return _top_items_of_block(scores, train, part, k, device)
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not _is_short_of_memory(error):
+                raise
             if len(part) == 1:
                 raise MemoryError(
                     f"no memory for one user's scores of {train.shape[1]:,} items: free memory on this machine or its "
@@ -173,6 +175,11 @@ def _top_items(scores: Scores, train: csr_array, users: np.ndarray, k: int, devi
             return np.concatenate([*found, *pool.map(best, rest)])
     finally:
         torch.set_num_threads(threads)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Torch has an error for a GPU's memory, and for the machine's own nothing but a sentence."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _top_items_of_block(

@@ -107,7 +107,14 @@ def test_popularity_ranks_by_training_count() -> None:
     assert popularity(train)(torch.tensor([0, 1])).tolist() == [[0, 1, 2], [0, 1, 2]]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def torch_s_own() -> RuntimeError:
+    """What torch raises where the machine has no more memory."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**55)
+    return raised.value
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), torch_s_own()])
 def test_users_whose_scores_do_not_fit_are_scored_by_halves(error: Exception, caplog: pytest.LogCaptureFixture):
     dense, train, held_out = example(3, 50, 30, 4)
 
@@ -124,3 +131,13 @@ def test_users_whose_scores_do_not_fit_are_scored_by_halves(error: Exception, ca
     assert "half as many are; the result is the same" in caplog.text
     with pytest.raises(MemoryError, match="no memory for one user's scores of 30 items"):
         measured(0)
+
+
+def test_another_error_is_not_taken_for_a_shortage() -> None:
+    _, train, held_out = example(3, 50, 30, 4)
+
+    def scores(users: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        evaluate(scores, sparse(train), sparse(held_out), (5,))

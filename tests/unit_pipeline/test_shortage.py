@@ -1,6 +1,10 @@
 """Memory that is not there although the budget allows it: smaller blocks, the same result, and then a clear error."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,3 +149,37 @@ def test_halves_come_in_order_and_cover_all():
     assert [bounds for *bounds, _ in parts] == [[rows[0], rows[-1] + 1] for *_, rows in parts]
     with pytest.raises(ZeroDivisionError):  # another error is not taken for a shortage
         list(shortage.halving(lambda first, last: 1 // 0, 0, 4, MemoryError))
+
+
+WITHIN_LIMITS = """
+import logging, resource
+from pathlib import Path
+import numpy as np
+from pipeline.graphs.knn import similarity_graph
+from pipeline.graphs.omp import subspace_graph
+
+logging.basicConfig(format="%(message)s")
+features = np.random.default_rng(5).standard_normal((9_000, 16)).astype(np.float32)
+
+def graphs(rows):
+    found = [similarity_graph(rows, None, 5), subspace_graph(rows, None, 40, 4)]
+    return [part.tobytes() for graph in found for part in (graph.indptr, graph.indices, graph.data)]
+
+expected = graphs(features)
+for room in (60_000_000, 12_000_000):
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + room, resource.RLIM_INFINITY))
+    print(graphs(features) == expected, flush=True)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell what a process holds")
+def test_the_same_graphs_where_the_system_gives_no_more_memory():
+    """Nothing is injected here: the process may not take more than so many bytes, and its allocations fail."""
+    given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # what is freed is no reserve of the process
+    ended = subprocess.run([sys.executable, "-c", WITHIN_LIMITS], env=given_back, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "True\nTrue\n"), ended.stderr
+    assert "no memory for all 9,000 x 9,000 products: they are computed as they are needed" in ended.stderr
+    assert "no memory for a sweep over 9,000 rows: they are searched in blocks" in ended.stderr
+    assert "no memory for a block of" in ended.stderr
