@@ -36,8 +36,12 @@ def replace(finished: Path, path: Path) -> None:
     """Rename a finished file to `path`, its bytes on the disk before its name: a power cut leaves no empty file."""
     _sync(finished)
     os.replace(finished, path)
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
     with suppress(OSError):  # some network file systems cannot sync a folder
-        _sync(path.parent)
+        _sync(folder)
 
 
 def _sync(path: Path) -> None:
@@ -56,12 +60,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            old = path.rename(_temporary(path))
-            temporary.rename(path)
+        for made in temporary.rglob("*"):
+            if made.is_file():
+                _sync(made)
+        old = path.rename(_temporary(path)) if path.exists() else None
+        temporary.rename(path)
+        _sync_names(path.parent)
+        if old:
             shutil.rmtree(old)
-        else:
-            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
