@@ -1,5 +1,6 @@
 """Settings of every test: made datasets by name, a home folder of their own, no telemetry, no hub."""
 
+import atexit
 import gzip
 import hashlib
 import importlib.util
@@ -8,9 +9,13 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +82,24 @@ def shared() -> Path:
 MODELS = ["scale", "lightgcn", "bpr"]
 
 
+MAKE_DATABASES = """
+from assets import home, tracking
+home.dagster_home()
+database = home.home() / "mlflow" / "mlflow.db"
+database.parent.mkdir()
+tracking._make_database(database, database.parent / "artifacts")
+"""
+
+
+@cache
+def empty_home() -> Path:
+    """A home folder in which nothing has run, to be copied: making its databases takes seconds."""
+    folder = Path(tempfile.mkdtemp(prefix="scale-empty-home-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-c", MAKE_DATABASES], env=os.environ | {"SCALE_HOME": str(folder)}, check=True)
+    return folder
+
+
 class Pipeline:
     """Runs refreshes of `tiny` in one home folder and says what ran."""
 
@@ -88,6 +111,8 @@ class Pipeline:
 
         from assets import home
 
+        if not (self.folder / "dagster").exists():
+            shutil.copytree(empty_home(), self.folder, dirs_exist_ok=True)
         self._before = os.environ.get("SCALE_HOME")
         os.environ["SCALE_HOME"] = str(self.folder)
         os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves there what was connected last

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query
 
 from assets.serving import ranking, schemas
@@ -102,6 +103,8 @@ def looking(service: Service) -> APIRouter:
 def recommending(service: Service) -> APIRouter:
     """Endpoints that rank items."""
     router, catalogue = APIRouter(), service.catalogue
+    # A model's tokenizer is not made for threads, and the more there are, the longer everybody else waits for a turn.
+    one_at_a_time = CapacityLimiter(1)
 
     @router.get("/v1/recommendations", summary="Items for a user of the dataset", responses=UNKNOWN)
     async def for_user(request: Annotated[schemas.ForUser, Query()]) -> schemas.Recommendations:
@@ -120,11 +123,14 @@ def recommending(service: Service) -> APIRouter:
         return schemas.Recommendations(model=model.name, recommendations=service.views.recommendations(ranked))
 
     @router.post("/v1/recommendations/text", summary="Items for a new user, from a text", responses=UNKNOWN | TEXTLESS)
-    def for_text(request: schemas.ForText) -> schemas.TextRecommendations:
+    async def for_text(request: schemas.ForText) -> schemas.TextRecommendations:
         """The text is placed among the items by their texts; the nearest items' embeddings are averaged by cosine."""
         model = service.model(request.model)
         try:
-            vector = service.encode(request.text)
+            if service.encode.is_quick:
+                vector = service.encode(request.text)
+            else:
+                vector = await to_thread.run_sync(service.encode, request.text, limiter=one_at_a_time)
         except EmbeddingError as error:
             raise RequestError(503, "text", request.text, str(error)) from error
         ranked, nearest, cosines = ranking.for_text(catalogue, model, vector, request.k)

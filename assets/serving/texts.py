@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from threading import Lock
 
 import numpy as np
 
@@ -15,7 +14,7 @@ SAME = 0.999  # cosine from which on a text counts as encoded as it was: devices
 
 
 class TextEncoder:
-    """The dataset's own encoder, made when the first text comes.
+    """The dataset's own encoder, made when the first text comes; for one text at a time.
 
     Parameters
     ----------
@@ -29,7 +28,6 @@ class TextEncoder:
 
     def __init__(self, settings: EmbeddingSettings, corpus: list[str], stored: np.ndarray) -> None:
         self._settings, self._corpus, self._stored = settings, corpus, stored
-        self._lock = Lock()
 
     def __call__(self, text: str) -> np.ndarray:
         """Unit vector (d_t,) float32 of a text; zeros where the encoder knows no word of it.
@@ -39,8 +37,12 @@ class TextEncoder:
         EmbeddingError
             The encoder cannot be loaded, or gives other vectors than those that are stored.
         """
-        with self._lock:  # one text at a time: a model's tokenizer is not made for threads
-            return self._encode(text)
+        return self._encode(text)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a text takes less time than handing it to a thread does: by LSA, once its space is learnt."""
+        return self._settings.encoder == "lsa" and "_encode" in vars(self)
 
     @cached_property
     def _encode(self) -> Callable[[str], np.ndarray]:

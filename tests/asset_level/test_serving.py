@@ -309,9 +309,20 @@ def test_an_encoder_that_cannot_be_used_is_told(catalogue, models):
     client = TestClient(make_app(Service(catalogue, models, other)), raise_server_exceptions=False)
     error = fault(client.post("/v1/recommendations/text", json={"text": "yarn"}), 503)
     assert "another encoder than the one that made its item vectors" in error["message"]
+    assert not other.is_quick
     blank = TextEncoder(LSA, [""] * 12, np.zeros_like(catalogue.text))
     with pytest.raises(EmbeddingError, match="no item of this dataset has a text"):
         blank("yarn")
+
+
+def test_a_text_is_as_well_placed_on_a_thread_as_without_one(catalogue, models):
+    """LSA learns its space on a thread; after that a thread would take longer than the text."""
+    encode = TextEncoder(LSA, catalogue.item_profiles, catalogue.text)
+    client, asked = TestClient(make_app(Service(catalogue, models, encode))), {"text": "yarn for knitting", "k": 4}
+    assert not encode.is_quick
+    first = client.post("/v1/recommendations/text", json=asked).json()
+    assert encode.is_quick
+    assert client.post("/v1/recommendations/text", json=asked).json() == first
 
 
 @pytest.mark.skipif("SCALE_TEST_ENCODER" not in os.environ, reason="the extra `dev` brings an encoder")
@@ -321,6 +332,7 @@ def test_a_sentence_encoder_places_a_text_where_the_pipeline_would(tmp_path):
     encode = TextEncoder(chosen, TEXTS, stored)
     for text, vector in zip(TEXTS[:3], stored, strict=False):
         assert encode(text).tobytes() == vector.tobytes()
+    assert not encode.is_quick
     assert int(np.argmax(stored @ encode("I knit with needles that are round"))) == 2
     with pytest.raises(EmbeddingError, match="another encoder"):
         TextEncoder(chosen, TEXTS, np.roll(stored, 1, axis=0))("yarn")

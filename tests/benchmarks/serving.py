@@ -23,7 +23,7 @@ from tests.benchmarks import made, results, workers
 from tests.benchmarks.made import Shape
 from tests.ports import free_port
 
-DIMENSIONS = 64
+DIMENSIONS, LSA = 64, 128
 RATE, CONNECTIONS = 200, 64  # a second
 BUSY = 8  # connections that never pause
 GOAL_MS = 20.0
@@ -60,8 +60,17 @@ def requests(size: Shape) -> dict[str, list[str]]:
         "a known user": [f"GET /v1/recommendations?user=u{user} " for user in users],
         "a known user, explained": [f"GET /v1/recommendations?user=u{user}&explain=true " for user in users],
         "a new user of 5 items": [f"POST /v1/recommendations/items {body}" for body in bodies],
+        "a new user of a text": [
+            f"POST /v1/recommendations/text {json.dumps({'text': text})}" for text in texts(2000, 9)
+        ],
         "similar items": [f"GET /v1/similar-items?item=i{item} " for item in items[:, 0]],
     }
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Profiles of 40 words out of 5,000, which are as unequally frequent as a language's."""
+    words = (np.random.default_rng(seed).zipf(1.3, (count, 40)) % 5000).tolist()
+    return [" ".join(f"word{word}" for word in row) for row in words]
 
 
 def serve(folder: Path, size: Shape, port: int) -> None:
@@ -75,12 +84,14 @@ def serve(folder: Path, size: Shape, port: int) -> None:
     from assets.serving.server import bounded
     from assets.serving.texts import TextEncoder
     from pipeline.embeddings import normalised
+    from pipeline.embeddings.lsa import LatentSemanticEncoder
     from pipeline.settings import EmbeddingSettings
 
     rng, nodes = np.random.default_rng(8), size.users + size.items
     history = made.dataset(folder).train
     ends = np.repeat(np.arange(nodes), 10), rng.integers(0, nodes, 10 * nodes)
     graph = csr_array((np.ones(10 * nodes, np.float32), ends), shape=(nodes, nodes))
+    settings, item_profiles = EmbeddingSettings(encoder="lsa", dimensions=LSA), texts(size.items, 10)
     profile = "Enjoys what is made well and lasts, and says so in a few sentences of the usual length. " * 4
     catalogue = Catalogue(
         dataset="made",
@@ -88,15 +99,16 @@ def serve(folder: Path, size: Shape, port: int) -> None:
         items=Ids([f"i{item}" for item in range(size.items)]),
         titles=[f"An item with a title of the usual length, number {item}" for item in range(size.items)],
         user_profiles=[profile] * size.users,
-        item_profiles=[profile] * size.items,
+        item_profiles=item_profiles,
         history=history,
         degrees=np.bincount(history.indices, minlength=size.items),
-        text=made.features(size.items, size.text, 2),
+        text=normalised(LatentSemanticEncoder(item_profiles, settings).encode(item_profiles)),
         semantic=graph.maximum(graph.T).sorted_indices(),
     )
     users, items = (rng.standard_normal((rows, DIMENSIONS)).astype(np.float32) for rows in (size.users, size.items))
     model = TrainedModel("scale", "SCALE", users, items, normalised(items), {})
-    encode = TextEncoder(EmbeddingSettings(), catalogue.item_profiles, catalogue.text)
+    encode = TextEncoder(settings, catalogue.item_profiles, catalogue.text)
+    encode("word1")  # LSA learns its space when the first text comes
     app = make_app(Service(catalogue, {"scale": model}, encode))
     with closing(socket.create_server((HOST, port), backlog=2048)) as bound:
         uvicorn.Server(bounded(app)).run(sockets=[bound])
@@ -182,7 +194,7 @@ def main() -> None:
     content = results.result(
         "Serving",
         f"{size.users:,} users, {size.items:,} items, {size.interactions:,} interactions, embeddings of {DIMENSIONS} "
-        f"dimensions, texts of {size.text}; 10 items a request; one process, wrk beside it.",
+        f"dimensions, texts of 40 words by LSA in {LSA}; 10 items a request; one process, wrk beside it.",
         arguments.rounds,
         told.load,
         jobs={
