@@ -531,7 +531,8 @@ def sweep(
                         elif place < starts[column + 1]:
                             ids[place], values[place] = i * TILE + row, value
                         else:
-                            count = -2
+                            counts[column] = -1
+                            continue
                         counts[column] = count + 1
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LEAST_ROOM = 2.5e8  # bytes that a stage works in beside copies of its features, whatever its budget
 LARGEST_BLOCK = 960  # rows, whole tiles; enough work for every thread, small enough for a lively progress bar
-SWEPT_AT_A_TIME = 480  # rows, whole tiles; fewer, as memory that is touched for the first time costs
+SWEPT_AT_A_TIME = 480  # rows, whole tiles; a strip is as wide as the set, and touching its memory first costs time
 
 Group = tuple[np.ndarray, np.ndarray]  # rows of queries, and the candidates to compare them with
 
