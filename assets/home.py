@@ -92,7 +92,7 @@ def dagster_home() -> Path:
     folder = home() / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
-    settings["storage"] = {"sqlite": {"base_dir": str(folder)}}
+    settings["storage"]["custom"]["config"]["base_dir"] = str(folder)
     settings["local_artifact_storage"]["config"]["base_dir"] = str(folder)
     settings["compute_logs"]["config"]["base_dir"] = str(folder / "logs")
     text = yaml.safe_dump(settings)
