@@ -25,7 +25,7 @@ source: {{kind: demo, users: {size.users}, items: {size.items}}}
 profiles: {{backend: extractive}}
 embeddings: {{encoder: lsa, dimensions: {size.text}}}
 subspace: {{dictionary_size: {size.dictionary}, sparsity: {sparsity}}}
-training: {{epochs: 3, device: cpu}}
+training: {{epochs: 2, device: cpu}}
 resources: {{memory_gb: {budget}, device: cpu}}
 """
 
@@ -103,7 +103,7 @@ def main() -> None:
         "Memory",
         f"{size.users:,} users, {size.items:,} items, about 8 interactions of each user, texts of {size.text} "
         f"dimensions, images of 4,096; dictionaries of {size.dictionary}; `resources.memory_gb: {BUDGET:g}`. "
-        "3 epochs of each of all models.",
+        "2 epochs of each of all models.",
         arguments.rounds,
         measured.load,
         jobs=results.figures(measured),
