@@ -5,14 +5,35 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
-COMMAND = [sys.executable, "-c", "from assets.cli import main; main()", "run", "-d", "tiny", "-m", "scale"]
+RUN = "from assets.cli import main; main()"
+
+# Kills itself so many seconds after a step has begun, at the latest before it can say that it ended.
+KILLED = """
+import os, signal, sys, threading
+from sqlalchemy import Engine, event
+
+step, delay = sys.argv.pop(1), float(sys.argv.pop(1))
+kill = lambda: os.killpg(0, signal.SIGKILL)
+
+@event.listens_for(Engine, "before_cursor_execute")
+def watch(connection, cursor, statement, parameters, *_):
+    if statement.startswith("INSERT INTO event_logs") and step in parameters:
+        if "STEP_START" in parameters:
+            threading.Timer(delay, kill).start()
+        elif "STEP_SUCCESS" in parameters:
+            kill()
+
+from assets.cli import main
+main()
+"""
 
 # Opens a home, and is gone right after a statement of SQL.
 OPEN = """
@@ -32,39 +53,16 @@ with dg.DagsterInstance.get() as instance:
 print(tracking.connect("tiny"))
 """
 
-# Files whose appearance is the moment to kill: in the middle of each part of the pipeline, and of the training.
-MOMENTS = [
-    "store/.staging/tiny",
-    "store/users/tiny.parquet",
-    "store/user_profiles/tiny.parquet",
-    "store/user_subspace_graph/tiny.parquet",
-    "store/semantic_graph/tiny.parquet",
-    "checkpoints/tiny/scale.run.json",
-    "checkpoints/tiny/scale.safetensors",
-    "store/semantic_graph/trained_model/tiny/scale.parquet",
-]
 
-
-def start(folder: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"SCALE_HOME": str(folder)}
+def start(folder: Path, script: str = RUN, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [sys.executable, "-c", script, *arguments, "run", "-d", "tiny", "-m", "scale"],
+        env=os.environ | {"SCALE_HOME": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_then_finished_equals_a_clean_run(tmp_path: Path, finished, open_pipeline: Callable):
-    kills = 0
-    for moment in MOMENTS:
-        process = start(tmp_path)
-        while not (tmp_path / moment).exists() and process.poll() is None:
-            time.sleep(0.002)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
-        process.communicate()
-    assert kills >= len(MOMENTS) - 1  # a stage can be over before the kill arrives
-    finish(tmp_path, finished, open_pipeline)
 
 
 @pytest.mark.slow
@@ -78,26 +76,58 @@ def test_killed_while_a_new_home_s_databases_are_made(tmp_path: Path, statement:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@dataclass
+class Step:
+    """A step of Dagster's in a clean run."""
+
+    key: str
+    partition: str
+    seconds: float
+    made: list[dg.AssetKey]
+
+
+def steps(instance: dg.DagsterInstance, partitions: Sequence[str]) -> list[Step]:
+    """Every step that made one of some partitions, in the order in which they ran."""
+    found: list[Step] = []
+    for run in sorted(instance.get_run_records(), key=lambda record: record.start_time or 0):
+        partition = run.dagster_run.tags["dagster/partition"]
+        if partition not in partitions:
+            continue
+        entries = [entry for entry in instance.all_logs(run.dagster_run.run_id) if entry.dagster_event]
+        kinds = {kind: {} for kind in ("STEP_START", "STEP_SUCCESS")}
+        made: dict[str, list[dg.AssetKey]] = {}
+        for entry in entries:
+            if entry.dagster_event_type in kinds:
+                kinds[entry.dagster_event_type][entry.step_key] = entry.timestamp
+            elif entry.dagster_event.is_step_materialization:
+                made.setdefault(entry.step_key, []).append(entry.dagster_event.asset_key)
+        begun, ended = kinds.values()
+        found += [Step(key, partition, ended[key] - begun[key], made[key]) for key in begun]
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_fifty_kills_at_random_moments(tmp_path: Path, finished, open_pipeline: Callable):
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.long)])
+def test_killed_at_random_moments_of_every_stage_then_finished(
+    tmp_path: Path, finished, open_pipeline: Callable, kills: int
+):
+    """At least so many kills in all, and as many in each stage as in every other."""
     rng = random.Random(0)
-    kills = 0
-    while kills < 50:
-        process = start(tmp_path)
-        assert process.stdout is not None
-        process.stdout.readline()  # it has begun
-        try:
-            output, _ = process.communicate(timeout=rng.uniform(0, 8))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-        else:
-            assert process.returncode == 0, output
-            rng.choice(sorted((tmp_path / "store").rglob("*.parquet"))).unlink()  # something to do again
+    every = steps(finished.instance, ["tiny", "tiny|scale"])
+    assert len(every) > 15
+    for step in every:
+        for turn in range(-(-kills // len(every))):
+            for key in step.made:  # it may have come to its end, but for its last word
+                stored(tmp_path, key, step.partition).unlink(missing_ok=True)
+            process = start(tmp_path, KILLED, step.key, str(rng.uniform(0, step.seconds)))
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == -signal.SIGKILL, f"{step.key} was not killed ({turn}): {output}"
     finish(tmp_path, finished, open_pipeline)
+
+
+def stored(home: Path, key: dg.AssetKey, partition: str) -> Path:
+    return home.joinpath("store", *key.path, *partition.split("|")).with_suffix(".parquet")
 
 
 def finish(folder: Path, finished: Any, open_pipeline: Callable) -> None:
