@@ -54,12 +54,12 @@ test-vllm: $(VLLM)/.installed  ## profiles by a real vLLM engine on this CPU, in
 
 # In rounds, beside peers; and once.
 BESIDE_PEERS := graphs training evaluation startup
-ONCE := memory growth graph_refresh serving load rates
+ONCE := memory growth graph_refresh serving load rates $(if $(SCALE_SHARED),quality)
 
 bench: $(INSTALLED)  ## what is measured beside peers, in two rounds, into var/ (SCALE_MMREC: a checkout of MMRec)
 	$(MAKE) --no-print-directory measured FOLDER=var ROUNDS=2 ONCE=
 
-bench-full: $(INSTALLED)  ## that in five rounds, then memory, growth, refreshes, serving, an old store, rates, the plan, into docs/ (hours)
+bench-full: $(INSTALLED)  ## that in five rounds, then memory, growth, refreshes, serving, an old store, rates, quality (with SCALE_SHARED), the plan, into docs/ (hours)
 	$(MAKE) --no-print-directory measured FOLDER=docs ROUNDS=5
 
 measured:
