@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+STOPPED = 130  # typer's exit status after a KeyboardInterrupt
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -397,7 +399,19 @@ def fail(message: str) -> None:
 def main() -> None:
     """Entry point: every mistake of the user's ends in one readable message."""
     import gc
+    import signal
     import warnings
+
+    # `kill` ends a command as Ctrl-C does. A script that starts one in the background has it ignore Ctrl-C, and that
+    # would go for both: Dagster gives SIGTERM whatever handler SIGINT has.
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+    def stop(number: int, _: object) -> None:
+        if number == signal.SIGTERM or not deaf:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
     # What is imported stays: fewer looks for garbage in it spare a short command a tenth of its time.
     gc.set_threshold(50_000, 20, 20)
@@ -407,6 +421,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app(standalone_mode=True)
+    except SystemExit as ended:
+        if ended.code == STOPPED:
+            print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        raise
     except Exception as error:
         from assets import home
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -108,6 +109,8 @@ def process_peak_memory() -> float:
 
 
 def _end_with(ended: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever holds the pipe heeds it
+
     def watch() -> None:
         with suppress(EOFError, OSError):
             ended.recv()

@@ -100,6 +100,12 @@ def empty_home() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def new_home() -> Callable[[Path], Path]:
+    """Makes a home folder in which nothing has run, in a folder to come."""
+    return lambda folder: Path(shutil.copytree(empty_home(), folder))
+
+
 class Pipeline:
     """Runs refreshes of `tiny` in one home folder and says what ran."""
 

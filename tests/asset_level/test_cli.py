@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -214,3 +215,30 @@ def test_results_are_shown_at_the_cut_offs_that_were_measured():
     row = {"run": "SCALE", "recall_at_20": 0.4, "ndcg_at_5": 0.1, "recall_at_5": 0.2, "valid_recall_at_3": 1.0}
     table = results_table([row], {}, "Test")
     assert [str(column.header) for column in table.columns][3:] == ["R@5", "R@20", "N@5"]
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["foreground", "in a script's background"])
+def test_kill_ends_a_command_as_ctrl_c_does(deaf: bool, monkeypatch: pytest.MonkeyPatch):
+    """A run of Dagster's gives SIGTERM the handler of SIGINT, which may be to ignore it."""
+    from dagster._utils.interrupts import capture_interrupts
+
+    told: list[str] = []
+
+    def command(**_: object) -> None:
+        with capture_interrupts():
+            pass
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            try:
+                os.kill(os.getpid(), stop)
+            except KeyboardInterrupt:
+                told.append(stop.name)
+
+    monkeypatch.setattr("assets.cli.app", command)
+    before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler)
+    try:
+        main()
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    assert told == (["SIGTERM"] if deaf else ["SIGINT", "SIGTERM"])

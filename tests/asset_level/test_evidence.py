@@ -286,8 +286,8 @@ def test_two_processes_train_what_one_trains(report, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of a process's children")
-@pytest.mark.parametrize("command", ["report", "sweep"])
-def test_a_command_that_is_told_to_stop_ends_what_it_trains_at_once(command, report, tmp_path):
+@pytest.mark.parametrize(("command", "stop"), [("report", signal.SIGINT), ("sweep", signal.SIGTERM)])
+def test_a_command_that_is_told_to_stop_ends_what_it_trains_at_once(command, stop, report, tmp_path):
     home = shutil.copytree(store().parent, tmp_path / "home")
     endless = {"training.epochs": 10**7, "training.patience": 10**7, f"{GROUPS[command]}.parallel": 2}
     settings = [word for key, value in endless.items() for word in ("--set", f"{key}={value}")]
@@ -301,8 +301,9 @@ def test_a_command_that_is_told_to_stop_ends_what_it_trains_at_once(command, rep
     while process.poll() is None and len(trainings := trainers(process.pid)) < 2:
         time.sleep(0.1)
     assert process.poll() is None, process.communicate()[0]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.send_signal(stop)
+    output, _ = process.communicate(timeout=120)
+    assert output.endswith("stopped; what was finished is kept, and the same command goes on from there\n")
     while any(is_running(training) for training in trainings):
         time.sleep(0.1)
 

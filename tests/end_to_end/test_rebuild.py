@@ -226,14 +226,16 @@ STEPS = 6
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_any_edits_leave_what_a_rebuild_makes(workshop: Workshop, tmp_path: Path, seed: int):
+def test_any_edits_leave_what_a_rebuild_makes(
+    workshop: Workshop, tmp_path: Path, new_home: Callable[[Path], Path], seed: int
+):
     rng = random.Random(seed)
     done: list[str] = []
     for step in range(STEPS):
         for name in rng.sample(sorted(EDITS), rng.randint(1, 3)):
             EDITS[name](workshop, rng)
             done.append(f"{step}: {name}")
-        refreshed, rebuilt = workshop.refresh(workshop.shop.home, tmp_path / f"clean{step}")
+        refreshed, rebuilt = workshop.refresh(workshop.shop.home, new_home(tmp_path / f"clean{step}"))
         assert refreshed.stale == rebuilt.stale == [], done
         different = {name for name, version in rebuilt.versions.items() if refreshed.versions[name] != version}
         assert not different, f"{sorted(different)} differ from a rebuild after {done}; ran {refreshed.ran}"
@@ -253,8 +255,8 @@ def wait_for(process: "subprocess.Popen[str]", path: Path) -> None:
         time.sleep(0.002)
 
 
-def test_two_datasets_at_once(workshop: Workshop, tmp_path: Path):
-    home, clean = workshop.shop.home, tmp_path / "clean"
+def test_two_datasets_at_once(workshop: Workshop, tmp_path: Path, new_home):
+    home, clean = workshop.shop.home, new_home(tmp_path / "clean")
     reword("user.md.j2")(workshop, random.Random(1))
     both = [workshop.start(home, dataset="shop"), workshop.start(home, dataset="tiny")]
     together = [finish(process)[0] for process in both]
@@ -264,8 +266,8 @@ def test_two_datasets_at_once(workshop: Workshop, tmp_path: Path):
     assert "item_profiles" not in together[0].ran
 
 
-def test_an_edit_and_a_second_refresh_while_one_runs(workshop: Workshop, tmp_path: Path):
-    home, clean = workshop.shop.home, tmp_path / "clean"
+def test_an_edit_and_a_second_refresh_while_one_runs(workshop: Workshop, tmp_path: Path, new_home):
+    home, clean = workshop.shop.home, new_home(tmp_path / "clean")
     rng = random.Random(2)
     reword("user.md.j2")(workshop, rng)
     first = workshop.start(home)
@@ -277,8 +279,8 @@ def test_an_edit_and_a_second_refresh_while_one_runs(workshop: Workshop, tmp_pat
     assert outcomes[1].versions == workshop.refresh(clean)[0].versions
 
 
-def test_killed_in_the_middle_of_every_wave(workshop: Workshop, tmp_path: Path):
-    home, clean = workshop.shop.home, tmp_path / "clean"
+def test_killed_in_the_middle_of_every_wave(workshop: Workshop, tmp_path: Path, new_home):
+    home, clean = workshop.shop.home, new_home(tmp_path / "clean")
     reword("item.md.j2")(workshop, random.Random(3))
     workshop.set("subspace", sparsity=3)
     for name in ("cache/profiles/shop/in_use/item", *(f"store/{stage}/shop" for stage in STAGES_OF_WAVES)):
