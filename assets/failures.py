@@ -3,10 +3,27 @@
 from collections.abc import Sequence
 
 import dagster as dg
+from dagster_shared.error import SerializableErrorInfo
 
 
 class StageError(RuntimeError):
     """A stage stopped with an error; the message is the stage's own."""
+
+
+def failed(events: Sequence[dg.DagsterEvent]) -> BaseException:
+    """What a failed run raises: KeyboardInterrupt where it was told to stop, else a `StageError`."""
+    errors = [getattr(event.event_specific_data, "error", None) for event in events if event.is_failure]
+    if any(_is_interruption(error) for error in errors):
+        return KeyboardInterrupt()
+    return StageError(failure(events))
+
+
+def _is_interruption(error: SerializableErrorInfo | None) -> bool:
+    """Whether an error is Dagster's at a signal, or came of it: what a stage does then may fail in its own way."""
+    if error is None:
+        return False
+    told = error.cls_name in ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
+    return told or _is_interruption(error.cause) or _is_interruption(error.context)
 
 
 def failure(events: Sequence[dg.DagsterEvent]) -> str:

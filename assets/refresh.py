@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from assets.failures import StageError, failure
+from assets.failures import StageError, failed
 from assets.kept_graph import asset_graph
 from assets.lock import dataset_lock
 from assets.nodes import Node, graph_of, parents
@@ -254,7 +254,7 @@ class Refresh:
             raise_on_error=False,
         )
         if not result.success:
-            raise StageError(failure(result.all_events))
+            raise failed(result.all_events)
 
     def _found_damage(self, before: Mapping[Node, State]) -> bool:
         """Whether a file that was taken for whole turned out damaged when a stage read it; it is made again then."""

@@ -165,7 +165,7 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
                 for finished in as_completed(waiting):
                     finished.result()
                     advance(waiting[finished])
-        except BaseException:
+        except Exception:  # what is told to stop leaves them to the pool, which ends
             for each in waiting:
                 each.cancel()
             raise

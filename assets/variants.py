@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from assets import home
-from assets.failures import StageError, failure
+from assets.failures import StageError, failed
 from assets.nodes import AssetGraph, Node, closed, graph_of, parents
 from assets.settings import OVERRIDES_TAG, VARIANT_TAG, Dataset, dataset
 from assets.storage import read, write
@@ -143,7 +143,7 @@ def _run(
             raise_on_error=False,
         )
         if not result.success:
-            raise StageError(failure(result.all_events))
+            raise failed(result.all_events)
 
 
 class _Files(dg.IOManager):
