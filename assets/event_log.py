@@ -41,6 +41,7 @@ class EventLog(SqliteEventLogStorage):
         if found is None or found.file != _file(path):
             if found is not None:
                 found.engine.dispose()
+            if found is not None or _file(path) is None:  # another file than was looked at, or none any more
                 self._initialized_dbs.discard(shard)
             engine = create_engine(
                 self.conn_string_for_shard(shard),

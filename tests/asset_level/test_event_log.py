@@ -78,5 +78,7 @@ def test_few_databases_stay_open(history: dg.DagsterInstance, pipeline):
     folder = pipeline.folder / "dagster" / "history" / "runs"
     assert len(list(folder.glob("run-*.db"))) == 3 * KEPT_OPEN
     assert open_databases(folder) == KEPT_OPEN
+    (folder / "run-0.db").unlink()  # one that is not open
+    assert log.get_logs_for_run("run-0") == []
     log.dispose()
     assert open_databases(folder) == 0
