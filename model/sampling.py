@@ -1,5 +1,6 @@
 """Seeded sampling, vectorised and exact: no rejection, so no draw is ever wrong or repeated."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -104,6 +105,11 @@ class TripletSampler:
         self._items = train.indices.astype(np.int64)
         self._negatives = ComplementSampler(train)
         self._batch_size = batch_size
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(len(self._users) / self._batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
         """Batches of one epoch."""

@@ -196,7 +196,8 @@ class _Run:
         except SamplingError as error:
             raise DataError(f"dataset {data.name}: {error}") from error
         self._optimizer = Adam(model.parameters(), fused=config.kernels == "fast")
-        self._best_weights: dict[str, Tensor] = {}
+        # Room for them is taken once and first: taken amid the steps' memory, it would cost as much again in holes.
+        self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
         self.history: list[EpochRecord] = []
 
     @property
@@ -228,8 +229,7 @@ class _Run:
         self._model.train()
         self._model.before_epoch(number)
         learning_rate = self._config.learning_rate * self._config.learning_rate_decay ** (number - 1)
-        steps = [self._step(batch, learning_rate) for batch in self._sampler.epoch(self._generator)]
-        losses = self._mean_losses(number, steps)
+        losses = self._mean_losses(number, *self._steps(learning_rate))
         trained = time.perf_counter()
         due = number % self._config.evaluate_every == 0 or number == self._config.epochs
         validation = self._evaluate("valid").means if due else None
@@ -237,8 +237,23 @@ class _Run:
         self.history.append(record)
         self._check_progress()
         if due and self._best is record:
-            self._best_weights = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+            for name, value in self._model.state_dict().items():
+                self._best_weights[name].copy_(value)
         return record
+
+    def _steps(self, learning_rate: float) -> tuple[list[str], Tensor]:
+        """One step for every batch of an epoch: names of the loss terms, and their values (S, terms).
+
+        Values go into one table. Kept one by one they would lie between the large arrays of two steps, and the memory
+        of a step could not be taken whole by the next: at Baby's size an epoch of SLMRec grew by 0.7 GB.
+        """
+        names, values = list[str](), torch.empty(0)
+        for number, batch in enumerate(self._sampler.epoch(self._generator)):
+            terms = self._step(batch, learning_rate)
+            if number == 0:
+                names, values = list(terms), torch.empty((self._sampler.batches, len(terms)), device=self._device)
+            values[number] = torch.stack(list(terms.values()))
+        return names, values
 
     def _step(self, batch: Batch, learning_rate: float) -> dict[str, Tensor]:
         self._optimizer.zero_grad()
@@ -248,10 +263,9 @@ class _Run:
         self._optimizer.step(learning_rate)
         return {name: term.detach() for name, term in {**terms, "total": total}.items()}
 
-    def _mean_losses(self, epoch: int, steps: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Means over an epoch's steps, read from the device once, so that no step waits for it."""
-        names = list(steps[0])
-        values = torch.stack([torch.stack(list(step.values())) for step in steps]).tolist()  # (S, terms)
+    def _mean_losses(self, epoch: int, names: list[str], losses: Tensor) -> dict[str, float]:
+        """Means over an epoch's steps (S, terms), read from the device once, so that no step waits for it."""
+        values = losses.tolist()
         for number, step in enumerate(values, start=1):
             for name, value in zip(names, step, strict=True):
                 if not math.isfinite(value):
@@ -314,7 +328,8 @@ class _Run:
             return
         self.history = [EpochRecord(**record) for record in found.progress["history"]]
         self._model.load_state_dict(unpack("weights", found.tensors))
-        self._best_weights = unpack("best", found.tensors)
+        for name, value in unpack("best", found.tensors).items():
+            self._best_weights[name].copy_(value)
         self._optimizer.restore(unpack("optimizer", found.tensors))
         generators = unpack("generator", found.tensors)
         self._generator.set_state(generators["batches"])

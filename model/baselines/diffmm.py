@@ -162,25 +162,32 @@ class DiffMM(Recommender):
         self, denoiser: "Denoiser", weights: dict[str, Tensor], users: Tensor, features: Tensor, ids: Tensor
     ) -> Tensor:
         """Error of the recovered rows of `users` (B,), and distance of their features from their IDs."""
-        schedule = self._schedule
-        clean = torch.from_numpy(self._train[users.numpy()].toarray())  # (B, N)
-        steps = torch.randint(len(schedule.signal), (len(users),), generator=self.generator)
-        noise = torch.randn(clean.shape, generator=self.generator)
-        noisy = to_device(schedule.signal[steps, None] * clean + schedule.noise[steps, None] * noise, self.device)
-        clean, steps, weight = (to_device(part, self.device) for part in (clean, steps, schedule.weight[steps]))
-        seen = dropout(noisy, self.config.denoising_dropout, self.generator)
+        clean, seen, steps = self._corrupted(users)
+        weight = to_device(self._schedule.weight, self.device)[steps]
         recovered = functional_call(denoiser, weights, (seen, steps))
         error = (weight * (clean - recovered).square().mean(1)).mean()
         distance = (recovered @ features - clean @ ids).square().mean(1).mean()
         return error + self.config.feature_weight * distance
+
+    def _corrupted(self, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of `users` (B, N), what a denoiser sees of them with noise, and the steps of noise (B,)."""
+        schedule = self._schedule
+        clean = torch.from_numpy(self._train[users.numpy()].toarray())
+        steps = torch.randint(len(schedule.signal), (len(users),), generator=self.generator)
+        noisy = torch.randn(clean.shape, generator=self.generator).mul_(schedule.noise[steps, None])
+        noisy += schedule.signal[steps, None] * clean
+        seen = dropout(noisy, self.config.denoising_dropout, self.generator)
+        return to_device(clean, self.device), to_device(seen, self.device), to_device(steps, self.device)
 
     def _generate(self, modality: str) -> SparseGraph:
         """The graph of every user's best items by a modality's denoiser, as it stands."""
         if modality not in self._generated:
             denoiser = self._denoiser(modality)
             with torch.no_grad():
-                seen = self.interactions(denoiser.encode).split(BLOCK)
-                best = [denoiser.generate(part, self._schedule).topk(self._kept).indices for part in seen]
+                best = []
+                for users in torch.arange(self.user_count).split(BLOCK):
+                    seen = self.interactions(denoiser.encode, Rows.of(users, self.user_count, self.device))  # (B, h)
+                    best.append(denoiser.generate(seen, self._schedule).topk(self._kept).indices)
             items = torch.cat(best).sort(dim=1).values.cpu().numpy()  # (M, k)
             ends = np.arange(0, items.size + 1, self._kept)
             chosen = csr_array((np.ones(items.size, np.float32), items.reshape(-1), ends), shape=self._train.shape)
