@@ -1,8 +1,9 @@
 """BPR-MF: matrix factorisation under the BPR loss.
 
 Rendle et al., *BPR: Bayesian Personalized Ranking from Implicit Feedback*, UAI 2009: its criterion BPR-Opt
-(Section 4.1) on matrix factorisation (Section 4.3.1). Deviations: Adam instead of
-plain SGD, Xavier start, no item bias (as in the multimodal literature's comparisons).
+(Section 4.1) of score differences (Section 4.3) on matrix factorisation (Section 4.3.1); of these the paper numbers no
+equation. Deviations: Adam instead of plain SGD, Xavier start, no item bias (as in the multimodal literature's
+comparisons).
 """
 
 from collections.abc import Mapping, Sequence

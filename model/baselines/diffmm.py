@@ -3,8 +3,13 @@
 Jiang et al., *DiffMM: Multi-Modal Diffusion Model for Recommendation*, ACM MM 2024. In every epoch, before the
 recommender, a denoiser of each modality learns to recover users' rows of the interaction matrix from a few steps of
 Gaussian noise, and to put the modality's features where the ID embeddings are. What it makes of a user's row, step by
-step, names the user's items in that modality's generated graph. It starts from the row itself: the published settings
-add no noise before generating and none between the steps.
+step, names the user's items in that modality's generated graph (Section 2.2.3). It starts from the row itself: the
+published settings add no noise before generating and none between the steps.
+
+Equations: a noisy row 2, the schedule of noise 3, a step back 4 with its mean 10, whose factors 8 gives; a denoiser's
+loss 24, of the recovered row (12 for the first step) and of its features (14); projected features 15; the contrast
+between modalities 16 to 18; the modalities' views 20, their sum 21, the layers after it 22 and 23; the losses 25 and
+26.
 
 What differs from the published code: no edges of a generated graph are dropped, as in the commands published for
 Amazon data; features of both kinds are projected without a bias, as published for Baby; contrast is between two
@@ -121,11 +126,11 @@ class DiffMM(Recommender):
         return terms
 
     def _project(self, modality: str) -> Tensor:
-        """Features of items in the space of the ID embeddings (N, d)."""
+        """Features of items in the space of the ID embeddings (N, d) (eq. 15)."""
         return F.leaky_relu(self.get_buffer(f"{modality}_features") @ self.projections[modality], SLOPE)
 
     def _represent(self, rows: Rows | None = None) -> Tensor:
-        """Final embeddings (M + N, d), or rows of them."""
+        """Final embeddings (M + N, d), or rows of them (eqs. 20 to 23)."""
         users, items = self.embeddings.split([self.user_count, self.item_count])
         together = torch.zeros_like(self.embeddings)
         for modality, weight in zip(self.projections, self.modality_weights.softmax(0), strict=True):
@@ -140,7 +145,7 @@ class DiffMM(Recommender):
         return layers + self.config.residual_weight * unit_rows(own)
 
     def _contrast(self, batch: Batch) -> Tensor:
-        """A batch's users, and its positive items, in one modality's view against all of another's."""
+        """A batch's users, and its positive items, in one modality's view against all of another's (eqs. 16 to 18)."""
         views = []
         for modality in self.projections:
             nodes = torch.cat([self.embeddings[: self.user_count], unit_rows(self._project(modality))])
@@ -161,7 +166,7 @@ class DiffMM(Recommender):
     def _denoising_loss(
         self, denoiser: "Denoiser", weights: dict[str, Tensor], users: Tensor, features: Tensor, ids: Tensor
     ) -> Tensor:
-        """Error of the recovered rows of `users` (B,), and distance of their features from their IDs."""
+        """Error of the recovered rows of `users` (B,), and distance of their features from their IDs (eq. 24)."""
         clean, seen, steps = self._corrupted(users)
         weight = to_device(self._schedule.weight, self.device)[steps]
         recovered = functional_call(denoiser, weights, (seen, steps))
@@ -170,7 +175,7 @@ class DiffMM(Recommender):
         return error + self.config.feature_weight * distance
 
     def _corrupted(self, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of `users` (B, N), what a denoiser sees of them with noise, and the steps of noise (B,)."""
+        """Rows of `users` (B, N), what a denoiser sees of them with noise (eq. 2), and the steps of noise (B,)."""
         schedule = self._schedule
         clean = torch.from_numpy(self._train[users.numpy()].toarray())
         steps = torch.randint(len(schedule.signal), (len(users),), generator=self.generator)

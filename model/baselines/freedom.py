@@ -3,7 +3,9 @@
 Zhou, Shen, *A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation*, ACM MM 2023.
 The item graph has an edge from each item to its k nearest by cosine in each modality, itself among them, all of the
 same weight; with both modalities it is a weighted sum of the two, with one it is that one. Training propagates over
-interactions that degree-sensitive pruning leaves, evaluation over all of them.
+interactions that degree-sensitive pruning (Section 4.2) leaves, evaluation over all of them. By notes of the paper's
+readers the cosine is eq. 1, the unweighted neighbours eq. 2, the weighted sum eq. 3, an item's final embedding eq. 8,
+the projection eq. 9 and the loss eq. 10; which numbers pruning and propagation have they do not tell.
 
 What differs from the published code: features stay as they are, as in the paper, where the code trains them along,
 and their projections have no bias, which would cancel between a positive and a negative; an item without features has

@@ -1,9 +1,11 @@
 """LATTICE: item graphs learned from projected features, beside those of the features as they are.
 
-Zhang et al., *Mining Latent Structures for Multimedia Recommendation*, ACM MM 2021. For each modality m there are the
-k nearest items by cosine, weighted by it and normalised: S̃ of the features, which stays, and Ã of their projection,
+Zhang et al., *Mining Latent Structures for Multimedia Recommendation*, ACM MM 2021. For each modality m there are the k
+nearest items by cosine, weighted by it and normalised: S̃ of the features, which stays, and Ã of their projection,
 which is learned. The item graph is the sum over modalities of α_m (λ S̃ + (1 - λ) Ã), α a softmax; the items' own
-embeddings go through it, and their unit rows are added to LightGCN's items.
+embeddings go through it, and their unit rows are added to LightGCN's items. By notes of the paper's readers the cosine
+is eq. 1, the neighbours eq. 2, their normalisation eq. 3, the projection eq. 4, the mean of both graphs eq. 5, the sum
+over modalities eq. 6, the propagation eq. 7, what is added to an item eq. 8 and the score eq. 9.
 
 As in the published code, an epoch's first step builds the learned graphs and alone teaches the projections; the
 other steps go on with the graphs as they were then, and every evaluation builds them from the projections as they

@@ -1,11 +1,12 @@
 """LayerGCN: every layer is weighted by its cosine to a node's own embedding, and edges are pruned by degree.
 
-Zhou et al., *Layer-refined Graph Convolutional Networks for Recommendation*, ICDE 2023. The paper prunes with a
-probability that grows with the degrees of an edge's ends; its code does so in odd epochs and prunes uniformly in even
-ones, and so does this file. Pruned graphs are normalised by their own degrees; validation and test use the whole graph.
-Deviation from the code: its loss is a sum over the batch, here a mean (the L2 weight keeps its balance). The defaults
-are the code's depth and, of the values that it searches, the L2 weight that was best on three of its authors' four
-datasets and the pruning that was best on two of them.
+Zhou et al., *Layer-refined Graph Convolutional Networks for Recommendation*, ICDE 2023: the probability that an edge
+stays is eq. 5, a refined layer eq. 6, its weight eqs. 7 and 8, the sum of layers without the own one eq. 9, the score
+eq. 10, the loss eqs. 11 and 12. The paper prunes with a probability that grows with the degrees of an edge's ends; its
+code does so in odd epochs and prunes uniformly in even ones, and so does this file. Pruned graphs are normalised by
+their own degrees; validation and test use the whole graph. Deviation from the code: its loss is a sum over the batch,
+here a mean (the L2 weight keeps its balance). The defaults are the code's depth and, of the values that it searches,
+the L2 weight that was best on three of its authors' four datasets and the pruning that was best on two of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,5 +86,5 @@ class LayerGCN(Recommender):
 
 
 def refine(propagated: Tensor, own: Tensor) -> Tensor:
-    """Rows (n, d) times their cosine to the nodes' own embeddings (n, d)."""
+    """Rows (n, d) times their cosine to the nodes' own embeddings (n, d) (eqs. 6 to 8)."""
     return (unit_rows(propagated) * unit_rows(own)).sum(1, keepdim=True) * propagated

@@ -1,8 +1,9 @@
 """LightGCN: mean over layers of linear propagation on the interaction graph.
 
 He et al., *LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation*, SIGIR 2020: its
-propagation is eq. 3, the mean over layers eq. 4, the score eq. 5. No deviation in the model; the defaults (2 layers, L2
-weight 1e-4) are those usual in multimodal comparisons.
+propagation is eq. 3, the mean over layers eq. 4, the score eq. 5, all of it as matrices eqs. 6 to 8, and the loss with
+its L2 term on layer 0 eq. 15. No deviation in the model; the defaults (2 layers, L2 weight 1e-4) are those usual in
+multimodal comparisons.
 """
 
 from collections.abc import Mapping, Sequence

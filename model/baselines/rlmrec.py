@@ -1,9 +1,10 @@
 """RLMRec: text vectors of users and items aligned with the embeddings of a backbone, in one of two ways.
 
 Ren et al., *Representation Learning with Large Language Models for Recommendation*, WWW 2024. Contrastive alignment
-(RLMRec-Con) maps the text vectors into the embedding space and contrasts them with the final embeddings; generative
-alignment (RLMRec-Gen) replaces the ID embeddings of some nodes by a mask token and rebuilds their text vectors from
-their final embeddings. Text takes no part in the scores.
+(RLMRec-Con, eq. 16) maps the text vectors into the embedding space and contrasts them with the final embeddings;
+generative alignment (RLMRec-Gen, eq. 17) replaces the ID embeddings of some nodes by a mask token and rebuilds their
+text vectors from their final embeddings. Either is added to the backbone's loss (eq. 18). Text takes no part in the
+scores.
 
 As in the authors' code, both alignments are InfoNCE of cosines, and the network between the spaces is one for users and
 items: two layers with a LeakyReLU, the inner as wide as the mean of both spaces. Masked nodes are drawn anew in every
@@ -47,7 +48,7 @@ class GenerativeConfig(BackboneConfig):
 
 
 class Contrastive(OnBackbone):
-    """InfoNCE between final embeddings and text vectors mapped to d numbers."""
+    """InfoNCE between final embeddings and text vectors mapped to d numbers (eqs. 16 and 18)."""
 
     Config: ClassVar[type[ModelConfig]] = ContrastiveConfig
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
@@ -73,7 +74,7 @@ class Contrastive(OnBackbone):
 
 
 class Generative(OnBackbone):
-    """InfoNCE between the text vectors of masked nodes and those rebuilt from their final embeddings."""
+    """InfoNCE between text vectors of masked nodes and those rebuilt from their final embeddings (eqs. 17, 18)."""
 
     Config: ClassVar[type[ModelConfig]] = GenerativeConfig
     search: ClassVar[Mapping[str, Sequence[Any]]] = {

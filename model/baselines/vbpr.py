@@ -1,9 +1,9 @@
 """VBPR: matrix factorisation with a second pair of factors that reads item features.
 
-He, McAuley, *VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback*, AAAI 2016: its predictor, user and
-item factors plus user factors for projected features. As in MMRec, the features are those of every modality, side by
-side (there is one projection for each, and their sum is the projection of the whole), both pairs of factors have the
-same size, and the paper's biases (user, item and visual) are left out.
+He, McAuley, *VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback*, AAAI 2016: its predictor (eq. 4), user
+and item factors plus user factors for projected features (eq. 3), and its loss (eqs. 6 and 7). As in MMRec, the
+features are those of every modality, side by side (there is one projection for each, and their sum is the projection of
+the whole), both pairs of factors have the same size, and the paper's biases (user, item and visual) are left out.
 
 What differs from MMRec's code: the projection has no bias, as in the paper, since one adds the same to all scores of
 a user; the regulariser is half the squared norm of the batch's embeddings, a mean over triplets, as the paper
@@ -65,5 +65,5 @@ class VBPR(Recommender):
         return terms
 
     def _project(self, items: Tensor | None = None) -> Tensor:
-        """E f of all items (N, d), or of `items` (U, d)."""
+        """E f (eq. 3) of all items (N, d), or of `items` (U, d)."""
         return torch.stack(list(self.projections(items).values())).sum(0)
