@@ -9,7 +9,7 @@ Parquet itself leave out the footer, and a bit of that can turn into other rows.
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +27,8 @@ from pipeline.graphs.csr import edges, from_edges
 SHAPE = b"scale.shape"
 SEAL = b"SCRC"
 COMPRESSION = "zstd"
+# What Arrow and polars say of columns that they do not know; a panic of polars is no `Exception`.
+_UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 _PACKED_BYTES, _UNPACKED_BYTES = 2**26, 2**23  # of a matrix at a time, when it is written and when it is read
 
 
@@ -101,13 +103,13 @@ def write_graph(graph: csr_array, path: Path) -> None:
     write_table(_with_shape(pa.table({"row": rows, "column": columns}), graph.shape), path)
 
 
-def read_table(path: Path) -> pl.DataFrame:
-    """Read a table."""
+def read_table(path: Path, columns: Collection[str] | None = None) -> pl.DataFrame:
+    """Read a table, or those of `columns` that it has."""
     with _opened(path) as file:
         # polars takes all text for UTF-8, and ends the process where it is not.
-        table = file.read().replace_schema_metadata()
+        table = file.read(None if columns is None else list(columns)).replace_schema_metadata()
         table.validate(full=True)
-    return pl.from_arrow(table)  # type: ignore[return-value]
+        return pl.from_arrow(table)  # type: ignore[return-value]
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -179,7 +181,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
             yield file
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (*_UNREADABLE, OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileNotFoundError | MemoryError | StoredFileError):
             raise
         message = f"{path}: cannot be read as Parquet ({error}); {REMEDY}"

@@ -2,13 +2,18 @@
 
 A cache is a folder. Shards only ever appear whole, under a name of their own, and are never changed, so several
 processes may read and write one cache at once.
+
+A shard is sealed as every file of the store is. One that is damaged is set aside, with a warning, and its rows count as
+never computed. Shards without a seal, as they were written once, are read: their rows were costly, too.
 """
 
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,13 +21,17 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.files import atomic_path, delete_leftovers
+from pipeline import parquet
+from pipeline.files import StoredFileError, delete_leftovers
 
 IN_USE = "in_use"
+DAMAGED = "damaged"
 _MOST_SMALL_SHARDS = 32
 _SMALL_SHARD_BYTES = 64 << 20
 _ATTEMPTS = 20
-_OWN: dict[str, Any] = {"key": pl.String, "written_at": pl.Datetime("ms", "UTC")}
+_KEY: dict[str, Any] = {"key": pl.String}
+_OWN: dict[str, Any] = _KEY | {"written_at": pl.Datetime("ms", "UTC")}
+logger = logging.getLogger(__name__)
 
 
 class RowCacheError(ValueError):
@@ -71,9 +80,9 @@ class RowCache:
         Raises
         ------
         RowCacheError
-            For a shard that cannot be read, or that holds other columns, by name.
+            For a shard that this process may not read, or its disk does not give, by name.
         """
-        wanted = pl.DataFrame({"key": list(keys)}, schema={"key": pl.String}).unique()
+        wanted = pl.DataFrame({"key": list(keys)}, schema=_KEY).unique()
         return self._found(lambda shard: shard.join(wanted, on="key", how="semi"))
 
     def rows(self) -> pl.DataFrame:
@@ -81,11 +90,10 @@ class RowCache:
         return self._found(lambda shard: shard)
 
     def _found(self, part: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
-        columns = ["key", *self.columns]
-        found = [pl.DataFrame(schema={"key": pl.String} | self.columns)]
-        found += [part(shard.select(columns)) for shard in _read(self.folder, columns)]
+        columns = _KEY | self.columns
+        found = [pl.DataFrame(schema=columns), *(part(shard) for shard in _read(self.folder, columns))]
         # Two processes may have computed the same: the choice between them must not depend on file names.
-        return pl.concat(found).sort(columns, nulls_last=True).unique("key", keep="first", maintain_order=True)
+        return pl.concat(found).sort(list(columns), nulls_last=True).unique("key", keep="first", maintain_order=True)
 
     def add(self, key: str, *values: Any) -> None:
         """Keep a row; it reaches the disk with its chunk."""
@@ -102,10 +110,8 @@ class RowCache:
 
     def mark_in_use(self, by: str, keys: Iterable[str]) -> None:
         """Note that these rows, and no others, make up the newest result of `by`; pruning keeps them."""
-        folder = self.folder / IN_USE
-        folder.mkdir(exist_ok=True)
-        with atomic_path(folder / f"{by}.parquet") as temporary:
-            pl.DataFrame({"key": sorted(set(keys))}, schema={"key": pl.String}).write_parquet(temporary)
+        note = pl.DataFrame({"key": sorted(set(keys))}, schema=_KEY)
+        parquet.write_table(note, self.folder / IN_USE / f"{by}.parquet")
 
 
 @dataclass(frozen=True)
@@ -121,9 +127,8 @@ class CacheSize:
 def size(folder: Path) -> CacheSize:
     """How much a cache holds; zeros for a folder that is not there."""
     shards = _shards(folder)
-    keys = pl.concat([pl.DataFrame(schema={"key": pl.String}), *_read(folder, ["key"])]).unique()
-    in_use = keys.join(_in_use(folder), on="key", how="semi").height
-    return CacheSize(keys.height, in_use, len(shards), sum(map(_size, shards)))
+    keys = pl.concat([pl.DataFrame(schema=_KEY), *_read(folder, _KEY)]).unique()
+    return CacheSize(keys.height, keys.filter(_in_use(folder)).height, len(shards), sum(map(_size, shards)))
 
 
 def compact(folder: Path) -> None:
@@ -135,7 +140,7 @@ def prune(folder: Path, older_than: timedelta) -> int:
     """Delete rows that no newest result uses and that were written longer ago than `older_than`; gives how many."""
     before = size(folder).rows
     young = pl.col("written_at") >= datetime.now(UTC) - older_than
-    used = pl.col("key").is_in(_in_use(folder)["key"].implode())
+    used = _in_use(folder)
     for shard in _shards(folder):
         _rewrite(folder, [shard], keep=young | used)
     compact(folder)
@@ -145,8 +150,10 @@ def prune(folder: Path, older_than: timedelta) -> int:
 def _rewrite(folder: Path, shards: Sequence[Path], keep: pl.Expr | None) -> None:
     """Replace shards by one with the rows to keep; a reader finds every row at every moment."""
     try:
-        tables = [pl.read_parquet(shard) for shard in shards]
+        tables = [table for shard in shards if (table := _intact(shard)) is not None]
     except FileNotFoundError:  # another process is at it
+        return
+    if any(table.schema != tables[0].schema for table in tables):  # the next `lookup` knows which is wrong
         return
     if not tables or (len(tables) == 1 and keep is None):
         return
@@ -163,26 +170,43 @@ def _rewrite(folder: Path, shards: Sequence[Path], keep: pl.Expr | None) -> None
 
 
 def _write(folder: Path, table: pl.DataFrame) -> None:
-    with atomic_path(folder / f"{uuid.uuid4().hex}.parquet") as temporary:
-        table.write_parquet(temporary)
+    parquet.write_table(table, folder / f"{uuid.uuid4().hex}.parquet")
 
 
-def _read(folder: Path, columns: list[str]) -> list[pl.DataFrame]:
-    """Every shard; where another process merges shards meanwhile, read anew, so that no row is missed."""
+def _read(folder: Path, columns: Mapping[str, Any]) -> list[pl.DataFrame]:
+    """Every intact shard; where another process merges shards meanwhile, read anew, so that no row is missed."""
     for _ in range(_ATTEMPTS):
-        shards: list[pl.DataFrame] = []
-        try:
-            for path in _shards(folder):
-                shards.append(pl.read_parquet(path, columns=columns))
-            return shards
-        except FileNotFoundError:
-            continue
-        except (pl.exceptions.PolarsError, OSError) as error:
-            if path.exists():
-                raise RowCacheError(
-                    f"{path}: not a readable shard of this cache: {error}; delete it and run again"
-                ) from error
+        with suppress(FileNotFoundError):
+            return [table for shard in _shards(folder) if (table := _intact(shard, columns)) is not None]
     raise RowCacheError(f"{folder}: its shards keep changing; is another process compacting it in a loop?")
+
+
+def _intact(shard: Path, columns: Mapping[str, Any] | None = None) -> pl.DataFrame | None:
+    """A shard's `columns`, by default all; None for a damaged one, which is set aside."""
+    try:
+        return _table(shard, columns)
+    except StoredFileError:
+        place = shard.parent / DAMAGED / shard.name
+        place.parent.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has set it aside
+            shard.rename(place)
+            logger.warning("%s is damaged and set aside in %s; its rows are computed again", shard, place.parent)
+        return None
+
+
+def _table(path: Path, columns: Mapping[str, Any] | None = None) -> pl.DataFrame:
+    """Columns of a file, by default all; StoredFileError where it is damaged or holds others."""
+    try:
+        table = parquet.read_table(path, columns)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RowCacheError(
+            f"{path}: cannot be read ({error}); see to its rights and its disk, and run again"
+        ) from error
+    if any(table.schema.get(name) != kind for name, kind in (columns or _OWN).items()):
+        raise StoredFileError(f"{path}: holds other columns than a cache does: {table.schema}")
+    return table
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -196,6 +220,13 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _in_use(folder: Path) -> pl.DataFrame:
-    uses = [pl.read_parquet(path) for path in sorted((folder / IN_USE).glob("*.parquet"))]
-    return pl.concat([pl.DataFrame(schema={"key": pl.String}), *uses]).unique()
+def _in_use(folder: Path) -> pl.Expr:
+    """Whether a newest result uses a row; every row counts while a note of that is damaged, so that none is pruned."""
+    notes = [pl.DataFrame(schema=_KEY)]
+    for note in sorted((folder / IN_USE).glob("*.parquet")):
+        try:
+            notes.append(_table(note, _KEY))
+        except StoredFileError:
+            logger.warning("%s is damaged; until its stage runs again, every row of this cache counts as in use", note)
+            return pl.lit(True)
+    return pl.col("key").is_in(pl.concat(notes)["key"].implode())

@@ -4,15 +4,18 @@ import multiprocessing
 import platform
 import subprocess
 import sys
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from pipeline.row_cache import RowCache, RowCacheError, compact, prune, row_key, size
+from pipeline import parquet
+from pipeline.row_cache import DAMAGED, IN_USE, RowCache, RowCacheError, compact, prune, row_key, size
 
 TEXT = {"text": pl.String}
+OWN = {"key": pl.String, "written_at": pl.Datetime("ms", "UTC")}
 
 
 def keep(folder: Path, **rows: str) -> None:
@@ -75,10 +78,115 @@ def test_pruning_keeps_what_is_in_use_and_what_is_young(tmp_path: Path):
     assert prune(tmp_path, timedelta(0)) == 0
 
 
-def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path):
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(RowCacheError, match=r"broken.parquet: not a readable shard.*delete it"):
+@pytest.mark.parametrize("columns", [TEXT, {"text": pl.Binary}])
+def test_no_flipped_bit_of_a_shard_is_taken_for_a_row(tmp_path: Path, caplog, columns: dict[str, pl.DataType]):
+    with RowCache(tmp_path, columns) as cache:
+        for number in range(30):
+            cache.add(f"{number:064x}", f"text {number}" if columns is TEXT else bytes([number] * 20))
+    rows = cache.rows()
+    (shard,) = tmp_path.glob("*.parquet")
+    whole = shard.read_bytes()
+    seal = whole.index(parquet.SEAL)
+    for place in range(0, len(whole), 3):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        shard.write_bytes(flipped)
+        caplog.clear()
+        if seal <= place < seal + len(parquet.SEAL):  # then there is no seal, and the rows are what they were
+            assert cache.rows().equals(rows)
+            continue
+        assert cache.rows().is_empty()
+        assert f"{shard} is damaged and set aside in {tmp_path / DAMAGED}" in caplog.text
+        assert (tmp_path / DAMAGED / shard.name).read_bytes() == flipped
+        assert not shard.exists()
+
+
+def cut_off(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-20])
+
+
+def flip(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+
+
+def swap_columns(shard: Path) -> None:
+    parquet.write_table(pl.DataFrame({"text": ["key"], "key": [1]}), shard)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        cut_off,
+        lambda shard: shard.write_bytes(b""),
+        lambda shard: shard.write_bytes(b"no Parquet, though long enough"),
+        swap_columns,
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda folder: found(folder, "damaged", "whole"),
+        lambda folder: RowCache(folder, TEXT).rows(),
+        size,
+        compact,
+        lambda folder: prune(folder, timedelta(days=1)),
+    ],
+)
+def test_a_damaged_shard_costs_its_own_rows(tmp_path: Path, caplog, damage: Callable, use: Callable):
+    keep(tmp_path, damaged="1")
+    (shard,) = tmp_path.glob("*.parquet")
+    keep(tmp_path, whole="2")
+    damage(shard)
+    use(tmp_path)
+    assert f"{shard} is damaged and set aside" in caplog.text
+    assert [path.name for path in (tmp_path / DAMAGED).iterdir()] == [shard.name]
+    assert found(tmp_path, "damaged", "whole") == {"whole": "2"}
+    keep(tmp_path, damaged="1")
+    compact(tmp_path)
+    assert found(tmp_path, "damaged", "whole") == {"damaged": "1", "whole": "2"}
+    assert size(tmp_path).rows == 2
+
+
+def test_a_shard_with_other_columns_is_merged_with_none(tmp_path: Path):
+    keep(tmp_path, a="1")
+    other = pl.DataFrame([("b", datetime.now(UTC), 1)], schema=OWN | {"other": pl.Int64}, orient="row")
+    parquet.write_table(other, tmp_path / "other.parquet")
+    compact(tmp_path)
+    assert size(tmp_path).shards == 2
+    assert found(tmp_path, "a", "b") == {"a": "1"}
+    assert size(tmp_path).shards == 1
+
+
+def test_shards_without_a_seal_are_read(tmp_path: Path):
+    row = [("old", datetime.now(UTC), "1")]
+    pl.DataFrame(row, schema=OWN | TEXT, orient="row").write_parquet(tmp_path / "old.parquet")
+    keep(tmp_path, new="2")
+    compact(tmp_path)
+    assert found(tmp_path, "old", "new") == {"old": "1", "new": "2"}
+    (shard,) = tmp_path.glob("*.parquet")
+    assert parquet.SEAL in shard.read_bytes()
+
+
+def test_rows_are_not_pruned_while_it_is_unknown_which_are_in_use(tmp_path: Path, caplog):
+    keep(tmp_path, used="u", idle="i")
+    RowCache(tmp_path, TEXT).mark_in_use("items", ["used"])
+    note = tmp_path / IN_USE / "items.parquet"
+    flip(note)
+    assert prune(tmp_path, timedelta(0)) == 0
+    assert size(tmp_path).in_use == 2
+    assert f"{note} is damaged" in caplog.text
+    RowCache(tmp_path, TEXT).mark_in_use("items", ["used"])
+    assert prune(tmp_path, timedelta(0)) == 1
+
+
+def test_what_the_disk_does_not_give_is_named_and_left_where_it_is(tmp_path: Path):
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(RowCacheError, match=r"folder\.parquet: cannot be read \(.*rights and its disk"):
         found(tmp_path, "key")
+    assert (tmp_path / "folder.parquet").exists()
 
 
 def test_leftovers_of_a_killed_write_are_removed(tmp_path: Path):
@@ -93,6 +201,28 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path: Path):
 def write_rows(folder: Path, name: str, count: int) -> None:
     for number in range(count):
         keep(folder, **{f"{name}{number}": f"{name} {number}"})
+
+
+def look(folder: Path, times: int) -> None:
+    for _ in range(times):
+        assert found(folder, "first") == {"first": "1"}
+
+
+def test_readers_that_meet_damage_at_once_set_it_aside_once(tmp_path: Path):
+    keep(tmp_path, first="1")
+    (shard,) = tmp_path.glob("*.parquet")
+    damaged = {f"damaged{number}.parquet" for number in range(400)}
+    for name in damaged:
+        (tmp_path / name).write_bytes(shard.read_bytes()[:-1])
+    fork = multiprocessing.get_context("spawn")
+    readers = [fork.Process(target=look, args=(tmp_path, 2)) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert [reader.exitcode for reader in readers] == [0, 0]
+    assert {path.name for path in (tmp_path / DAMAGED).iterdir()} == damaged
+    assert list(tmp_path.glob("*.parquet")) == [shard]
 
 
 def test_writers_a_reader_and_a_compactor_at_once_lose_nothing(tmp_path: Path):
