@@ -174,7 +174,7 @@ def _write(folder: Path, table: pl.DataFrame) -> None:
 
 
 def _read(folder: Path, columns: Mapping[str, Any]) -> list[pl.DataFrame]:
-    """Every intact shard; where another process merges shards meanwhile, read anew, so that no row is missed."""
+    """Every intact shard; where another process moves shards meanwhile, read anew, so that no row is missed."""
     for _ in range(_ATTEMPTS):
         with suppress(FileNotFoundError):
             return [table for shard in _shards(folder) if (table := _intact(shard, columns)) is not None]
@@ -182,15 +182,17 @@ def _read(folder: Path, columns: Mapping[str, Any]) -> list[pl.DataFrame]:
 
 
 def _intact(shard: Path, columns: Mapping[str, Any] | None = None) -> pl.DataFrame | None:
-    """A shard's `columns`, by default all; None for a damaged one, which is set aside."""
+    """A shard's `columns`, by default all; None for a damaged one, which is set aside.
+
+    FileNotFoundError where another process has merged it, or was quicker to set it aside.
+    """
     try:
         return _table(shard, columns)
     except StoredFileError:
         place = shard.parent / DAMAGED / shard.name
         place.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has set it aside
-            shard.rename(place)
-            logger.warning("%s is damaged and set aside in %s; its rows are computed again", shard, place.parent)
+        shard.rename(place)
+        logger.warning("%s is damaged and set aside in %s; its rows are computed again", shard, place.parent)
         return None
 
 

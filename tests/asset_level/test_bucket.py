@@ -28,6 +28,7 @@ from assets.results import examples
 from assets.store import local_path, stored_path
 from assets.variants import stored, varied
 from pipeline.files import StoredFileError
+from tests.damage import flip_a_bit
 from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
 
 pytest.importorskip("s3fs", reason="there is no s3fs; install it with: pip install -e '.[s3]' -c constraints.txt")
@@ -504,9 +505,7 @@ def test_a_damaged_copy_is_fetched_again(moved, url):
     ran()
     path, below = (local_path(dg.AssetKey(name), "shop") for name in ("user_profiles", "user_text_embeddings"))
     whole, times = path.read_bytes(), path.stat()
-    damaged = bytearray(whole)
-    damaged[len(damaged) // 3] ^= 4
-    path.write_bytes(damaged)
+    flip_a_bit(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     below.unlink()
     shelf = Bucket(url)

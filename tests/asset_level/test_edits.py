@@ -10,10 +10,14 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from assets import home
 from assets.automation import refresh_job, refresh_sensor
 from assets.nodes import Node
 from assets.store import stored_path
 from assets.versions import Records, latest
+from pipeline import parquet
+from pipeline.row_cache import DAMAGED, IN_USE
+from tests.damage import cut_off, flip_a_bit
 from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
 
 RAW = {"raw_reviews", "raw_items", "raw_profiles", "raw_images", "quarantine"}
@@ -143,20 +147,10 @@ def histories() -> dict[tuple[str, str], list[str]]:
     return {(split, user): ids for split, user, ids in grouped.iter_rows()}
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 4
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("user_profiles", truncate),
+        ("user_profiles", cut_off),
         ("user_profiles", flip_a_bit),
         ("user_text_embeddings", flip_a_bit),
         ("semantic_graph", flip_a_bit),
@@ -192,6 +186,27 @@ def test_a_bit_that_flips_on_the_disk_is_noticed_when_it_is_read(shop, edited, n
     assert [str(path) in text for text in news] == [True]
     assert path.read_bytes() == whole
     assert shop.language_model.asked() == (0, 0)
+
+
+def test_a_damaged_shard_of_answers_costs_its_rows_and_no_others(shop, edited, caplog):
+    answers = home.cache_folder("profiles", "shop")
+    of_users = parquet.read_table(answers / IN_USE / "user.parquet")
+    for shard in list(answers.glob("*.parquet")):
+        rows = parquet.read_table(shard)
+        if not rows.join(of_users, on="key", how="semi").is_empty():
+            parquet.write_table(rows[:7], shard)
+            parquet.write_table(rows[7:], answers / "rest.parquet")
+            damaged = shard
+    before = stored("user_profiles")
+    flip_a_bit(damaged)
+    shop.edit("user.md.j2", lambda text: text.replace("{{ entry.title }}", '{{ entry["title"] }}'))
+    report = edited.refresh("shop").run()
+    assert shop.language_model.asked() == (0, 7)
+    assert report.rows("rows_computed") == 7
+    assert report.rows("rows_reused") == before.height - 7
+    assert f"{damaged} is damaged and set aside in {answers / DAMAGED}" in caplog.text
+    assert stored("user_profiles").equals(before)
+    assert edited.run("shop") == set()
 
 
 def test_a_file_written_again_with_the_same_content_is_fresh(shop, edited):

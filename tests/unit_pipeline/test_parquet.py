@@ -14,6 +14,7 @@ from scipy.sparse import csr_array, random_array
 
 from pipeline import content, parquet
 from pipeline.files import StoredFileError, atomic_folder, atomic_path, delete_leftovers
+from tests.damage import flip_a_bit
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (1, 1), (0, 5), (0, 0)])
@@ -237,8 +238,6 @@ def test_the_version_of_a_stored_file_comes_of_one_look_at_its_checksum(tmp_path
         looks.clear()
         assert parquet.stored_version(path) == version(value)
         assert looks == [path]
-        damaged = bytearray(path.read_bytes())
-        damaged[len(damaged) // 3] ^= 1
-        path.write_bytes(damaged)
+        flip_a_bit(path)
         with pytest.raises((StoredFileError, OSError, pa.ArrowException)):
             parquet.stored_version(path)

@@ -4,8 +4,10 @@ import multiprocessing
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +15,7 @@ import pytest
 
 from pipeline import parquet
 from pipeline.row_cache import DAMAGED, IN_USE, RowCache, RowCacheError, compact, prune, row_key, size
+from tests.damage import cut_off, flip_a_bit
 
 TEXT = {"text": pl.String}
 OWN = {"key": pl.String, "written_at": pl.Datetime("ms", "UTC")}
@@ -101,16 +104,6 @@ def test_no_flipped_bit_of_a_shard_is_taken_for_a_row(tmp_path: Path, caplog, co
         assert not shard.exists()
 
 
-def cut_off(shard: Path) -> None:
-    shard.write_bytes(shard.read_bytes()[:-20])
-
-
-def flip(shard: Path) -> None:
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 3] ^= 1
-    shard.write_bytes(content)
-
-
 def swap_columns(shard: Path) -> None:
     parquet.write_table(pl.DataFrame({"text": ["key"], "key": [1]}), shard)
 
@@ -118,7 +111,7 @@ def swap_columns(shard: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        flip,
+        flip_a_bit,
         cut_off,
         lambda shard: shard.write_bytes(b""),
         lambda shard: shard.write_bytes(b"no Parquet, though long enough"),
@@ -174,7 +167,7 @@ def test_rows_are_not_pruned_while_it_is_unknown_which_are_in_use(tmp_path: Path
     keep(tmp_path, used="u", idle="i")
     RowCache(tmp_path, TEXT).mark_in_use("items", ["used"])
     note = tmp_path / IN_USE / "items.parquet"
-    flip(note)
+    flip_a_bit(note)
     assert prune(tmp_path, timedelta(0)) == 0
     assert size(tmp_path).in_use == 2
     assert f"{note} is damaged" in caplog.text
@@ -203,25 +196,33 @@ def write_rows(folder: Path, name: str, count: int) -> None:
         keep(folder, **{f"{name}{number}": f"{name} {number}"})
 
 
-def look(folder: Path, times: int) -> None:
-    for _ in range(times):
+def read_on(folder: Path, start: Barrier) -> None:
+    start.wait()
+    while (folder / "go").exists():
         assert found(folder, "first") == {"first": "1"}
 
 
 def test_readers_that_meet_damage_at_once_set_it_aside_once(tmp_path: Path):
     keep(tmp_path, first="1")
     (shard,) = tmp_path.glob("*.parquet")
-    damaged = {f"damaged{number}.parquet" for number in range(400)}
-    for name in damaged:
-        (tmp_path / name).write_bytes(shard.read_bytes()[:-1])
+    half = shard.read_bytes()[:-1]
+    (tmp_path / "go").touch()
     fork = multiprocessing.get_context("spawn")
-    readers = [fork.Process(target=look, args=(tmp_path, 2)) for _ in range(2)]
+    start = fork.Barrier(3, timeout=100)
+    readers = [fork.Process(target=read_on, args=(tmp_path, start)) for _ in range(2)]
     for reader in readers:
         reader.start()
+    start.wait()
+    for number in range(100):
+        (tmp_path / "half").write_bytes(half)
+        damaged = (tmp_path / "half").rename(tmp_path / f"{number}.parquet")
+        while damaged.exists() and any(reader.is_alive() for reader in readers):
+            time.sleep(0.001)
+    (tmp_path / "go").unlink()
     for reader in readers:
         reader.join()
     assert [reader.exitcode for reader in readers] == [0, 0]
-    assert {path.name for path in (tmp_path / DAMAGED).iterdir()} == damaged
+    assert sorted(int(path.stem) for path in (tmp_path / DAMAGED).iterdir()) == list(range(100))
     assert list(tmp_path.glob("*.parquet")) == [shard]
 
 
