@@ -63,7 +63,6 @@ bench-full: $(INSTALLED)  ## that in five rounds, then memory, growth, refreshes
 	$(MAKE) --no-print-directory measured FOLDER=docs ROUNDS=5
 
 measured:
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	set -e; for name in $(BESIDE_PEERS); do \
 	  $(VENV)/bin/python tests/benchmarks/$$name.py --rounds $(ROUNDS) --out $(FOLDER)/benchmarks/$$name.json; \
 	done
@@ -74,7 +73,6 @@ measured:
 	if [ -f $(FOLDER)/growth.md ]; then $(VENV)/bin/python tests/benchmarks/plan.py $(FOLDER); fi
 
 fuzz: $(INSTALLED)  ## look for raw files, answers and stored files that stop a run without a name (ten minutes)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(VENV)/bin/python tests/benchmarks/fuzz.py
 
 docs: $(INSTALLED)  ## the pages under docs/ as a site, in var/site
