@@ -196,7 +196,7 @@ class _Run:
         except SamplingError as error:
             raise DataError(f"dataset {data.name}: {error}") from error
         self._optimizer = Adam(model.parameters(), fused=config.kernels == "fast")
-        # Room for them is taken once and first: taken amid the steps' memory, it would cost as much again in holes.
+        # Room for one copy: a new one made beside the last would take it twice.
         self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
         self.history: list[EpochRecord] = []
 

@@ -8,8 +8,7 @@ published settings add no noise before generating and none between the steps.
 
 Equations: a noisy row 2, the schedule of noise 3, a step back 4 with its mean 10, whose factors 8 gives; a denoiser's
 loss 24, of the recovered row (12 for the first step) and of its features (14); projected features 15; the contrast
-between modalities 16 to 18; the modalities' views 20, their sum 21, the layers after it 22 and 23; the losses 25 and
-26.
+between modalities 16 to 18; the modalities' views 20, their sum 21, the layers after it 22 and 23; the losses 25, 26.
 
 What differs from the published code: no edges of a generated graph are dropped, as in the commands published for
 Amazon data; features of both kinds are projected without a bias, as published for Baby; contrast is between two
@@ -189,10 +188,8 @@ class DiffMM(Recommender):
         if modality not in self._generated:
             denoiser = self._denoiser(modality)
             with torch.no_grad():
-                best = []
-                for users in torch.arange(self.user_count).split(BLOCK):
-                    seen = self.interactions(denoiser.encode, Rows.of(users, self.user_count, self.device))  # (B, h)
-                    best.append(denoiser.generate(seen, self._schedule).topk(self._kept).indices)
+                seen = self.interactions(denoiser.encode).split(BLOCK)
+                best = [denoiser.generate(part, self._schedule).topk(self._kept).indices for part in seen]
             items = torch.cat(best).sort(dim=1).values.cpu().numpy()  # (M, k)
             ends = np.arange(0, items.size + 1, self._kept)
             chosen = csr_array((np.ones(items.size, np.float32), items.reshape(-1), ends), shape=self._train.shape)

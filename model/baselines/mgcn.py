@@ -8,10 +8,10 @@ equations are those that readers' notes on the paper give.
 - Item-item view (eqs. 6 to 9): the purified features go through that modality's graph of nearest items, the k nearest
   by cosine, weighted by it; users take those of their items, normalised as in the user-item view (eq. 10).
 - Behaviour-aware fuser (eqs. 11 to 14): attention over modalities gives what they share; what sets each apart from that
-  is gated by the user-item view. The mean of the parts, side information (eq. 15), is added to the user-item view (eq.
-  17).
-- Side information and user-item view of the same users, and of the same items, are contrasted (eq. 16; all losses: eq.
-  19).
+  is gated by the user-item view. The mean of the parts, side information (eq. 15), is added to the user-item view
+  (eq. 17).
+- Side information and user-item view of the same users, and of the same items, are contrasted (eq. 16); eq. 19 is the
+  sum of the losses.
 
 What differs from the published code: features stay as they are, where the code trains them along; their projection
 has no bias, since the gate behind it has one; the contrast's targets are the batch's distinct users and positive
