@@ -137,6 +137,8 @@ class Cluster:
         actor
             A class whose instances are costly to make: each of them lives in a process of its own and takes many
             tables. There are `compute.actors`, or else as many as there are GPUs (without any: cores) for.
+        tables
+            Of one length; the last may be shorter.
         gpus
             GPUs of an instance, where the cluster has some.
         """
@@ -145,14 +147,17 @@ class Cluster:
         context = data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        held = [self._ray.put(table) for table in tables]
+        held, length = [], 0
+        for table in tables:
+            held.append(self._ray.put(table))
+            length = max(length, table.num_rows)
         if not held:
             return
         most = self.settings.actors or max(1, self.gpus // gpus if self.gpus else self.cores)
         made = data.from_arrow_refs(held).map_batches(
             _Worker,
             fn_constructor_args=(actor, *arguments),
-            batch_size=None,
+            batch_size=length,  # a table; on a GPU Ray Data takes nothing but a number for an answer
             batch_format="pyarrow",
             compute=data.ActorPoolStrategy(size=min(most, len(held))),
             **self._device(gpus),
