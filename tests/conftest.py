@@ -180,6 +180,22 @@ def finished(built: Path) -> Iterator[Pipeline]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny chat model."""
+    from tests.tiny_llama import save_tiny_llama
+
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def fake_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a package `vllm` that stands in for the real one."""
+    from tests.fake_vllm import save_fake_vllm
+
+    return save_fake_vllm(tmp_path_factory.mktemp("fake"))
+
+
 @pytest.fixture
 def open_pipeline() -> Callable[[Path], Pipeline]:
     """Opens a pipeline in a given folder, as a context manager."""

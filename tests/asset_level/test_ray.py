@@ -1,23 +1,34 @@
 """The whole pipeline on a Ray cluster of this machine: the results are those that it has here."""
 
+import json
 import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import torch
+from polars.testing import assert_frame_equal
 
 from assets import sweep, trials
 from assets.model_groups import group_of
+from assets.progress import Progress
+from assets.refresh import Refresh
 from assets.settings import dataset
+from assets.store import stored_path
 from assets.training import inputs_of
 from assets.variants import stored
 from assets.versions import SETTINGS, code_parts, settings_content
+from pipeline import compute
 from pipeline.compute import cluster
+from pipeline.embeddings import spread as spread_encoder
+from pipeline.graphs import products
+from pipeline.profiles import spread as spread_engine
 from pipeline.settings import ComputeSettings
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]' -c constraints.txt")
@@ -29,8 +40,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def on_ray() -> Iterator[None]:
+def on_ray(fake_vllm: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(fake_vllm))
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         patch.delenv("RAY_ADDRESS", raising=False)
         cluster(ComputeSettings(kind="ray"))
@@ -69,6 +81,81 @@ def test_every_result_is_the_one_that_it_is_here_and_a_switch_makes_nothing_stal
         assert {"user_subspace_graph", "user_text_embeddings"} <= there.run(models=models, **RAY)
         assert there.versions(models) == expected
         assert there.run(models=models) == set()
+
+
+@pytest.fixture
+def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, list[Any]]]:
+    """Gives what workers took: batches by the actor that they went to, blocks as lengths of the arrays to compare."""
+    notes = tmp_path / "notes"
+    work = compute._all
+
+    def note(name: str, what: Any) -> None:
+        with notes.open("a") as file:
+            file.write(json.dumps([name, what]) + "\n")
+
+    def block(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        note("blocks", [function.__name__, *(array if array is None else len(array) for array in arguments[:2])])
+        return work(function, *arguments)
+
+    class Worker(compute._Worker):
+        def __call__(self, table: Any) -> Any:
+            note(self._make.func.__name__, table.to_pydict())
+            return super().__call__(table)
+
+    def read() -> dict[str, list[Any]]:
+        taken: dict[str, list[Any]] = {"_Engine": [], "_Encoder": [], "blocks": []}
+        for name, what in map(json.loads, notes.read_text().splitlines() if notes.exists() else ()):
+            taken[name].append(what)
+        return taken
+
+    monkeypatch.setattr(compute, "_all", block)
+    monkeypatch.setattr(compute, "_Worker", Worker)
+    return read
+
+
+@pytest.mark.skipif("SCALE_TEST_ENCODER" not in os.environ, reason="install the dev extra: it carries the encoder")
+def test_profiles_vectors_and_graphs_are_made_by_workers(tmp_path, llama, open_pipeline, worked, monkeypatch):
+    settings = {
+        "source": {"kind": "demo", "users": 60, "items": 50},
+        "profiles.backend": "vllm",
+        "profiles.model": {"name": str(llama), "max_tokens": 32, "attempts": 2},
+        "embeddings.encoder": "sentence-transformers",
+        "embeddings.model": os.environ["SCALE_TEST_ENCODER"],
+        "subspace.dictionary_size": 30,
+    }
+
+    def made(place: str, **compute: Any) -> dict[str, pl.DataFrame]:
+        with open_pipeline(tmp_path / place) as opened:
+            changes = {**settings, "compute": compute}
+            report = Refresh(opened.instance, "tiny", changes, ["scale"], Progress(), targets="inputs").run()
+            return {ran.node.name: pl.read_parquet(stored_path(ran.node.key, "tiny")) for ran in report.ran}
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has: which of two neighbours is nearer may hang on a vector's last bits
+    here = made("here", kind="local")
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(products, "LARGEST_BLOCK", 25)
+    monkeypatch.setattr(spread_engine, "PROMPTS", 20)
+    monkeypatch.setattr(spread_encoder, "TEXTS", 20)
+    there = made("there", kind="ray", actors=1)
+
+    assert there.keys() == here.keys()
+    for name, expected in here.items():
+        assert_frame_equal(there[name], expected, rel_tol=0, abs_tol=1e-6)
+
+    taken, (items, users) = worked(), (here["items"].height, here["users"].height)
+    prompts = [prompt for batch in taken["_Engine"] for prompt in batch["prompt"]]
+    assert (sum("<record>" in prompt for prompt in prompts), len(prompts)) == (items, items + users)
+    texts = {text for batch in taken["_Encoder"] for text in batch["text"]}
+    assert texts == {text for name in ("item_profiles", "user_profiles") for text in here[name]["summary"]}
+    few, more = -(-items // 25), -(-users // 25)
+    assert Counter(map(tuple, taken["blocks"])) == {
+        ("_compare", users, None): more,
+        ("_compare", items, None): 2 * few,  # texts and images
+        ("_compare", users, items): 2 * more,  # for both kinds of graph
+        ("_pursued", users, users): more,
+        ("_pursued", items, items): few + more,  # of items and of users
+    }
 
 
 def test_where_work_is_done_is_part_of_no_version():
