@@ -1,8 +1,10 @@
-"""A store behind a URL, on an S3 server of this machine: moto's, by its own library."""
+"""A store behind a URL, on servers of this machine, each by its storage's own library.
+
+S3 is moto's, Google Cloud Storage gcp-storage-emulator's; the latter answers one request after the other.
+"""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +31,7 @@ from assets.store import local_path, stored_path
 from assets.variants import stored, varied
 from pipeline.files import StoredFileError
 from tests.damage import flip_a_bit
+from tests.ports import free_port
 from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
 
 pytest.importorskip("s3fs", reason="there is no s3fs; install it with: pip install -e '.[s3]' -c constraints.txt")
@@ -40,9 +43,7 @@ class S3:
     """moto's server; what it holds outlives a stop."""
 
     def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
 
     def start(self) -> None:
         from moto.server import ThreadedMotoServer
@@ -71,10 +72,29 @@ def s3() -> Iterator[S3]:
     made.stop()
 
 
-@pytest.fixture
-def url(s3: S3, tmp_path: Path) -> str:
-    """A place of its own in the bucket."""
-    return f"s3://shelf/{tmp_path.name}"
+@pytest.fixture(scope="module")
+def gs() -> Iterator[None]:
+    """A server with the bucket `shelf`, and the variables by which every process finds it."""
+    server = pytest.importorskip("gcp_storage_emulator.server", reason="install the dev extra: it carries that server")
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        # Nothing here is to be asked of Google itself: neither credentials nor the kind of a bucket.
+        patch.setenv("NO_GCE_CHECK", "true")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        with server.create_server("127.0.0.1", port, in_memory=True, default_bucket="shelf"):
+            yield
+
+
+@pytest.fixture(params=["s3", "gs"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place of its own in the bucket of either storage."""
+    request.getfixturevalue(request.param)
+    return f"{request.param}://shelf/{tmp_path.name}"
+
+
+# What takes seconds, and hangs on no storage's own ways, runs on one of them.
+ON_S3 = pytest.mark.parametrize("url", ["s3"], indirect=True)
 
 
 @pytest.fixture
@@ -132,7 +152,7 @@ def test_what_is_sent_comes_back(tmp_path, monkeypatch, url, kind):
 def test_a_write_replaces_the_object_and_the_copy_follows(tmp_path, shelf):
     copy = tmp_path / "copy"
     assert not shelf.fetch(NAME, copy)
-    for content in (b"old", b"new"):
+    for content in (b"old", bytes(6 * 2**20)):  # the latter in more than one request
         sent = file_of(tmp_path, content)
         shelf.send(sent, NAME)
         assert shelf.fetch(NAME, copy)
@@ -262,14 +282,14 @@ def test_an_upload_that_arrives_in_part_is_not_named(tmp_path, monkeypatch, shel
     assert (tmp_path / "copy").read_bytes() == b"old"
 
 
-def test_a_missing_bucket_is_no_empty_one(tmp_path, s3):
-    nowhere = Bucket("s3://nowhere/here")
+def test_a_missing_bucket_is_no_empty_one(tmp_path, url):
+    nowhere = Bucket(url.replace("shelf", "nowhere"))
     for ask in (
         nowhere.states,
         lambda: nowhere.fetch(NAME, tmp_path / "copy"),
         lambda: nowhere.send(file_of(tmp_path, b"it"), NAME),
     ):
-        with pytest.raises(StoreError, match=r"SCALE_STORE=s3://nowhere/here: there is no bucket nowhere"):
+        with pytest.raises(StoreError, match=rf"SCALE_STORE={nowhere.url}: there is no bucket nowhere"):
             ask()
 
 
@@ -439,6 +459,7 @@ def object_of(shelf: Bucket, asset: str) -> str:
     return key
 
 
+@ON_S3
 def test_a_damaged_object_is_made_again_in_the_same_command(moved, url, tmp_path, monkeypatch):
     ran()
     shelf = Bucket(url)
@@ -453,6 +474,7 @@ def test_a_damaged_object_is_made_again_in_the_same_command(moved, url, tmp_path
     assert ran() == set()
 
 
+@ON_S3
 def test_an_object_that_is_gone_is_sent_again_by_who_has_a_copy_and_made_again_by_who_has_none(
     moved, url, tmp_path, monkeypatch
 ):
@@ -501,6 +523,7 @@ def test_a_run_that_is_killed_before_the_switch_is_made_again(moved, url, tmp_pa
     assert ran() == set()
 
 
+@ON_S3
 def test_a_damaged_copy_is_fetched_again(moved, url):
     ran()
     path, below = (local_path(dg.AssetKey(name), "shop") for name in ("user_profiles", "user_text_embeddings"))
@@ -514,6 +537,7 @@ def test_a_damaged_copy_is_fetched_again(moved, url):
     assert path.read_bytes() == whole
 
 
+@ON_S3
 def test_results_wait_for_a_server_that_goes_away(moved, s3, monkeypatch):
     ran()
     moved.edit("user.md.j2", lambda text: text.replace("Rely on the history", "Please rely on the history"))
@@ -552,6 +576,7 @@ def test_a_newer_result_is_not_replaced_by_one_that_waited(tmp_path, monkeypatch
     assert not waiting.exists()
 
 
+@ON_S3
 def test_the_command_says_what_is_wrong_with_the_store(moved, monkeypatch, capsys):
     monkeypatch.setenv("SCALE_STORE", "s3://nowhere/here")
     monkeypatch.setattr(sys, "argv", ["scale", "status", "-d", "shop"])
