@@ -5,12 +5,11 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from assets.nodes import Node
+from assets.nodes import GPU, Node
 from assets.partitions import DATASETS
 from assets.progress import Progress
 from assets.refresh import Refresh
 from assets.settings import OVERRIDES_TAG, dataset
-from assets.stage import GPU
 from assets.staleness import made_datasets
 from assets.versions import SETTINGS, settings_content
 from pipeline import fingerprint

@@ -5,9 +5,10 @@ import numpy as np
 import polars as pl
 
 from assets import home
+from assets.nodes import GPU
 from assets.progress import Progress
 from assets.settings import partition_of, settings_of
-from assets.stage import GPU, Check, Result, stage
+from assets.stage import Check, Result, stage
 from pipeline.compute import cluster
 from pipeline.embeddings import Embeddings, align_images, embed_texts
 

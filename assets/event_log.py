@@ -16,6 +16,8 @@ from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
+from assets.nodes import GPU
+
 KEPT_OPEN = 4  # databases: one of all runs, and those of the runs that were used last
 
 
@@ -58,6 +60,14 @@ class EventLog(SqliteEventLogStorage):
         while len(self._open) > KEPT_OPEN:
             self._open.pop(next(iter(self._open))).engine.dispose()
         return found.engine
+
+    def get_concurrency_keys(self) -> set[str]:
+        """The pools that have a limit, the GPU's from the start: Dagster's queue limits none when it first meets it."""
+        found = super().get_concurrency_keys()
+        if GPU not in found:
+            self.initialize_concurrency_limit_to_default(GPU)
+            found = super().get_concurrency_keys()
+        return found
 
     def dispose(self) -> None:
         super().dispose()

@@ -9,10 +9,11 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from assets import home
+from assets.nodes import GPU
 from assets.plots import degree_histogram
 from assets.progress import Progress
 from assets.settings import VARIANT_TAG, partition_of, settings_of
-from assets.stage import GPU, Check, Result, stage
+from assets.stage import Check, Result, stage
 from pipeline.compute import cluster
 
 if TYPE_CHECKING:

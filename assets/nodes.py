@@ -9,6 +9,7 @@ import dagster as dg
 from assets.versions import code_parts
 
 WHATEVER_THERE_IS = "scale/reads_whatever_there_is"
+GPU = "gpu"  # the pool of what takes a GPU where there is one
 # In the order in which they stand on each other.
 GROUPS = (
     "raw", "interactions", "profiles", "embeddings", "graphs", "models", "recommendations", "replicates", "evidence"

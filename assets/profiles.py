@@ -4,9 +4,10 @@ import dagster as dg
 import polars as pl
 
 from assets import home
+from assets.nodes import GPU
 from assets.progress import Progress
 from assets.settings import partition_of, settings_of
-from assets.stage import GPU, Check, Result, stage
+from assets.stage import Check, Result, stage
 from pipeline.compute import cluster
 from pipeline.interactions import InteractionTables, user_histories
 from pipeline.profiles.write import ProfileResult, write_item_profiles, write_user_profiles

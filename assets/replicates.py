@@ -11,11 +11,12 @@ import polars as pl
 from assets import home, plots
 from assets.failures import StageError
 from assets.model_groups import ModelGroup, group_of, model_groups
+from assets.nodes import GPU
 from assets.progress import Progress
 from assets.reporting import interactive, report, sections
 from assets.reporting.picture import picture
 from assets.settings import overrides_of, partition_of, settings_of
-from assets.stage import GPU, Result, publish
+from assets.stage import Result, publish
 from assets.store import stored_path
 from assets.training import inputs_of
 from assets.trials import Outcome, run, seeds_of

@@ -20,8 +20,6 @@ from assets.partitions import DATASETS
 from assets.storage import content_version
 from assets.versions import code_of, settings_key
 
-GPU = "gpu"  # the pool of what takes a GPU where there is one
-
 
 @dataclass(frozen=True)
 class Check:
@@ -70,7 +68,7 @@ def stage(
     whatever_there_is
         It reads as much of `reads` as has been made: asking for it asks for none of them.
     pool
-        Of whose stages as many run at a time, over all runs, as dagster.yaml allows: `GPU`.
+        Of whose stages as many run at a time, over all runs, as dagster.yaml allows: `nodes.GPU`.
     """
 
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:

@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 
 from assets.model_groups import group_of
+from assets.nodes import GPU
 from assets.progress import Progress
 from assets.replicates import REPLICATES, drawn, frame, spread, stored_replicates
 from assets.reporting import sections
 from assets.settings import SUBJECT, overrides_of, partition_of, settings_of
-from assets.stage import GPU, Result, stage
+from assets.stage import Result, stage
 from assets.store import stored_path
 from assets.training import inputs_of
 from assets.trials import Outcome, Trial, run, seeds_of, trial_items

@@ -14,9 +14,10 @@ from scipy.sparse import csr_array
 
 from assets import home, tracking
 from assets.model_groups import ModelGroup, group_of
+from assets.nodes import GPU
 from assets.progress import Progress
 from assets.settings import Dataset, model_config, partition_of, settings_of, training_config
-from assets.stage import GPU, Check, Result, check_specs, publish, takes
+from assets.stage import Check, Result, check_specs, publish, takes
 from assets.storage import read
 from assets.store import stored_path
 from assets.versions import code_of, lineage, model_content
