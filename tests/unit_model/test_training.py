@@ -118,7 +118,7 @@ def test_a_killed_run_started_again_gives_the_same_result(
     assert again.history == resumed.history  # wall times too: a finished run is not trained again
 
 
-@pytest.mark.parametrize("change", ["fingerprint", "settings", "damage"])
+@pytest.mark.parametrize("change", ["fingerprint", "settings", "cut off", "bit"])
 def test_a_checkpoint_of_another_run_is_not_used(
     change: str, checkerboard: RecData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,13 +126,16 @@ def test_a_checkpoint_of_another_run_is_not_used(
     with pytest.raises(Killed):
         run("bpr", checkerboard, on_epoch=killed_after(4), checkpoint=path, fingerprint="a")
     config = CONFIG.model_copy(update={"learning_rate": 0.02}) if change == "settings" else CONFIG
-    if change == "damage":
-        path.write_bytes(path.read_bytes()[:200])
+    whole = path.read_bytes()
+    if change == "cut off":
+        path.write_bytes(whole[:200])
+    if change == "bit":
+        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 64]) + whole[-8:])
     fingerprint = "b" if change == "fingerprint" else "a"
     resumed = run("bpr", checkerboard, config=config, checkpoint=path, fingerprint=fingerprint)
     assert outcome(resumed) == outcome(run("bpr", checkerboard, config=config))
     assert "run.safetensors" in caplog.text
-    assert ("cannot be read" if change == "damage" else "other data or settings") in caplog.text
+    assert ("cannot be read" if change in ("cut off", "bit") else "other data or settings") in caplog.text
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(2, 2), (None, 1)])
