@@ -151,9 +151,14 @@ class Bucket:
             self._has_container()
             return None
         try:
-            return Manifest(**json.loads(content))
-        except (ValueError, TypeError):
-            raise StoredFileError(f"{self.url}/{key}: is no manifest of a result; {REMEDY}") from None
+            manifest = Manifest(**json.loads(content))
+            parts = _OBJECT.fullmatch(manifest.object)
+        except (ValueError, TypeError, RecursionError):
+            parts = None
+        # What a damaged one names is deleted: it must not be another result's.
+        if not parts or parts["name"] != name or int(parts["time"]) != manifest.time or type(manifest.size) is not int:
+            raise StoredFileError(f"{self.url}/{key}: is no manifest of a result; {REMEDY}")
+        return manifest
 
     def _manifest_or_none(self, name: str) -> Manifest | None:
         try:

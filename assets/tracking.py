@@ -120,6 +120,21 @@ class Ids:
     seen: pl.DataFrame
 
 
+def run_to_resume(file: Path, fingerprint: str) -> str | None:
+    """Id of the MLflow run that a killed training of this fingerprint left; None where there is none to go on with.
+
+    A damaged file is said: the next run writes it anew.
+    """
+    if not file.exists():
+        return None
+    try:
+        state = json.loads(file.read_bytes())
+        return str(state["run_id"]) if state["fingerprint"] == fingerprint else None
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        logger.warning("%s cannot be read (%s); the training is logged as a new run", file, error)
+        return None
+
+
 class TrainingRun:
     """One MLflow run: started, or taken up again where a killed training left it.
 
@@ -165,16 +180,14 @@ class TrainingRun:
                 temporary.write_text(json.dumps({"run_id": self.run_id, "fingerprint": fingerprint}))
 
     def _unfinished(self, fingerprint: str) -> str | None:
-        if not self._resume_file.exists():
-            return None
-        state = json.loads(self._resume_file.read_text())
-        if state["fingerprint"] != fingerprint:
+        run_id = run_to_resume(self._resume_file, fingerprint)
+        if run_id is None:
             return None
         try:
-            self._mlflow.get_run(state["run_id"])
+            self._mlflow.get_run(run_id)
         except self._mlflow.MlflowException:
             return None
-        return str(state["run_id"])
+        return run_id
 
     def _last_epoch(self) -> int:
         history = self._mlflow.MlflowClient().get_metric_history(self.run_id, "epoch_seconds")

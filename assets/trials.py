@@ -5,6 +5,7 @@ So one that was done is never done again, whichever table asks for it, and an ed
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from assets.training import build, evaluation_of, inputs_of, logged_settings, re
 from assets.variants import Stored
 from assets.versions import model_content, modules_version
 from pipeline import fingerprint, parquet
-from pipeline.files import atomic_path
+from pipeline.files import REMEDY, StoredFileError, atomic_path
 from pipeline.settings import ComputeSettings
 
 if TYPE_CHECKING:
     from model.base import RecData
     from model.metrics import Evaluation
 
+logger = logging.getLogger(__name__)
 TOP = 20  # items of a user's list that are kept
 
 
@@ -108,8 +110,18 @@ def trial_items(name: str, identity: str) -> np.ndarray:
 
 
 def trial_record(name: str, identity: str) -> dict[str, Any]:
-    """`Outcome.record` of a trial that was done."""
-    found: dict[str, Any] = json.loads(_record(name, identity).read_text())
+    """`Outcome.record` of a trial that was done; StoredFileError where its file is damaged."""
+    return read_record(_record(name, identity))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a trial left on record; StoredFileError, with the file's name, where it is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StoredFileError(f"{path}: is no record of a trial ({error}); {REMEDY}") from None
+    if not isinstance(found, dict):
+        raise StoredFileError(f"{path}: is no record of a trial (a JSON {type(found).__name__}); {REMEDY}")
     return found
 
 
@@ -136,8 +148,9 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
     TrainingError, DataError
         A training that cannot give a result; those that were done are kept.
     """
-    todo = {trial.identity: trial for trial in trials if not _record(trial.dataset, trial.identity).exists()}
-    done = len({trial.identity for trial in trials}) - len(todo)
+    asked = {trial.identity: trial for trial in trials}
+    todo = {identity: trial for identity, trial in asked.items() if not _is_done(trial)}
+    done = len(asked) - len(todo)
     total = done + len(todo)
     if todo:
         tracking.connect(_experiment(trials[0].dataset))  # by one process, before several ask for it
@@ -170,6 +183,20 @@ def run(trials: Sequence[Trial], parallel: int, progress: Callable[..., None]) -
                 each.cancel()
             raise
     return [Outcome(trial, trial_record(trial.dataset, trial.identity)) for trial in trials]
+
+
+def _is_done(trial: Trial) -> bool:
+    """Whether all that a trial leaves is there and whole; what is damaged is named, and the trial is done again."""
+    if not _record(trial.dataset, trial.identity).exists():
+        return False
+    try:
+        trial_record(trial.dataset, trial.identity)
+        for name in ("users", "items"):
+            parquet.verify(trial.folder / f"{name}.parquet")
+    except (StoredFileError, FileNotFoundError) as error:
+        logger.warning("%s, seed %d, is trained again: %s", trial.label, trial.seed, error)
+        return False
+    return True
 
 
 @cache

@@ -249,13 +249,29 @@ def test_a_reader_with_an_old_manifest_looks_again(tmp_path, monkeypatch, shelf)
     assert copy.read_bytes() == b"new"
 
 
+OBJECT = f'"{NAME}/1-2-0123456789ab.parquet"'.encode()
+MANIFEST = b'{"object": %s, "size": %s, "time": 1, "sha256": "0"}'
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
         (flip, "is damaged"),
         (lambda shelf, key: shelf._files.pipe_file(shelf._path(key), b"wh"), "is damaged"),
         (lambda shelf, key: shelf._files.rm_file(shelf._path(key)), "is gone"),
-        (lambda shelf, key: shelf._files.pipe_file(shelf._path(f"{NAME}.json"), b"{}"), "is no manifest"),
+        *(
+            (
+                lambda shelf, key, content=content: shelf._files.pipe_file(shelf._path(f"{NAME}.json"), content),
+                "is no manifest",
+            )
+            for content in (
+                b"{}",
+                b"[" * 60_000,
+                MANIFEST % (b'"other/1-2-0123456789ab.parquet"', b"1"),
+                MANIFEST % (b"5", b"1"),
+                MANIFEST % (OBJECT, b'"1"'),
+            )
+        ),
     ],
 )
 def test_damage_is_named_and_the_result_counts_as_missing(tmp_path, shelf, damage, told):

@@ -21,13 +21,18 @@ from assets import studies, tracking
 from assets.comparisons import NOTE_2, TABLE_1, TABLE_2, paper_table
 from assets.home import store
 from assets.metrics import ranking_metrics
+from assets.model_groups import group_of
 from assets.progress import Progress
 from assets.reporting import sections
 from assets.settings import dataset
 from assets.studies import FUSIONS, cohesion, with_category
+from assets.training import inputs_of
+from assets.trials import run, seeds_of, trial_record
+from assets.variants import stored
 from assets.versions import latest
 from model.significance import Comparison, paired
 from pipeline import parquet
+from pipeline.files import StoredFileError
 from tests.conftest import Pipeline
 
 FEW = {
@@ -311,9 +316,6 @@ def test_a_command_that_is_told_to_stop_ends_what_it_trains_at_once(command, sto
 @pytest.mark.slow
 def test_told_to_stop_while_trainings_are_handed_over_ends_those_that_were(report, monkeypatch):
     from assets import trials, workers
-    from assets.model_groups import group_of
-    from assets.training import inputs_of
-    from assets.variants import stored
 
     class Stopped(workers._Processes):
         given_up = False
@@ -331,6 +333,31 @@ def test_told_to_stop_while_trainings_are_handed_over_ends_those_that_were(repor
     with pytest.raises(KeyboardInterrupt):
         trials.run(seeds, 2, lambda *_: None)
     assert pool.given_up
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def test_what_a_trial_left_is_made_again_where_it_is_damaged(built, tmp_path, open_pipeline, caplog):
+    with open_pipeline(shutil.copytree(built, tmp_path / "home")) as pipeline:
+        inputs = stored(pipeline.instance, "tiny", inputs_of(group_of("lightgcn")))
+        seeds = seeds_of("tiny", "lightgcn", "LightGCN", {**FEW, "training.epochs": 1}, inputs, 4)
+        users = [outcome.users for outcome in run(seeds, 1, lambda *_: None)]
+        damaged = [seeds[0].folder / "trial.json", seeds[1].folder / "users.parquet", seeds[2].folder / "items.parquet"]
+        for path in damaged:
+            cut_off(path)
+        with pytest.raises(StoredFileError, match=r"trial\.json: is no record of a trial"):
+            trial_record("tiny", seeds[0].identity)
+        steps: list[int] = []
+        again = run(seeds, 1, lambda done, *_: steps.append(done))
+        assert steps == [1, 2, 3, 4]
+        assert all(str(path) in caplog.text for path in damaged)
+        assert all(outcome.users.equals(before) for outcome, before in zip(again, users, strict=True))
+        damaged[1].unlink()
+        damaged[0].write_text("[]")
+        run(seeds, 1, lambda done, *_: steps.append(done))
+        assert steps == [1, 2, 3, 4, 2, 3, 4]
 
 
 def trainers(process: int) -> list[int]:

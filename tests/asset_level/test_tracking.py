@@ -7,8 +7,20 @@ import polars as pl
 import pytest
 
 from assets.store import stored_path
-from assets.tracking import connect, flatten
+from assets.tracking import connect, flatten, run_to_resume
 from assets.versions import recorded_version
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"run_id": "a"}', b"\xff", b"[" * 100_000])
+def test_a_damaged_note_of_an_unfinished_run_is_said_and_costs_no_training(tmp_path: Path, caplog, damage: bytes):
+    file = tmp_path / "lightgcn.run.json"
+    assert run_to_resume(file, "same") is None
+    file.write_text('{"run_id": "a", "fingerprint": "same"}')
+    assert (run_to_resume(file, "same"), run_to_resume(file, "other")) == ("a", None)
+    assert not caplog.text
+    file.write_bytes(damage)
+    assert run_to_resume(file, "same") is None
+    assert f"{file} cannot be read" in caplog.text
 
 
 @pytest.fixture
