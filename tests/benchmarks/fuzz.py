@@ -1,21 +1,27 @@
-"""Coverage-guided fuzzing of whatever reads bytes of others: raw files, answers, prompts, settings, the store.
+"""Coverage-guided fuzzing of whatever reads bytes of others or of a disk: raw files, answers, stored files.
 
     python tests/benchmarks/fuzz.py [--inputs 2000] [--seed 1] [--only "tables csv"] [--found var/fuzz]
 
-Every target has a process of its own, in which atheris changes good inputs so that they reach new lines. An input is
-good if it is read, or named in the error that its reader promises. The first that ends in another way, takes longer
-than `LIMIT_SECONDS` or more memory than `LIMIT_MB` is saved in the folder `found`, and the script exits with 1. To do
-one again: `--only NAME --again FILE`.
+Every target has a process of its own, in which atheris changes good inputs so that they reach new lines; there are as
+many at once as CPUs. An input is good if it is read, or named or left out as its reader promises. The first that ends
+in another way, takes longer than `LIMIT_SECONDS` or more memory than `LIMIT_MB` is saved in the folder `found`, and the
+script exits with 1. To do one again: `--only NAME --again FILE`.
 """
 
 import argparse
 import io
+import json
+import logging
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,13 +31,23 @@ import polars as pl
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
-with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["pipeline"]):  # it names every module
+
+@contextmanager
+def watched(*modules: str) -> Iterator[None]:
+    """Have atheris see which lines of these modules, imported here, an input reaches."""
+    with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=list(modules)):  # it names every module
+        yield
+
+
+with watched("pipeline"):
     from assets.settings import Dataset, dataset_files
     from pipeline import parquet
     from pipeline.files import StoredFileError
+    from pipeline.graphs import kept
     from pipeline.profiles import prompts
     from pipeline.profiles.answer import Answer, Failure, parse_answer
     from pipeline.profiles.chat import usable
+    from pipeline.row_cache import RowCache, compact, prune, size
     from pipeline.settings import ChatModelSettings, SettingsError, load_settings
     from pipeline.sources import SourceError, amazon, read_source, rlmrec, tables, yelp  # noqa: F401
     from tests.unit_pipeline.test_sources_fuzz import CASES, WHOLE, source
@@ -48,25 +64,29 @@ class Target:
     Attributes
     ----------
     seeds
-        Good inputs to begin from.
+        Gives good inputs to begin from.
     check
         Reads an input, given as bytes, in an empty folder; raises where the reader does what it should not.
     """
 
-    seeds: list[bytes]
+    seeds: Callable[[], list[bytes]]
     check: Callable[[bytes, Path], None]
 
 
 def targets() -> Iterator[tuple[str, Target]]:
     """Every target by its name."""
     for case in CASES:
-        yield case, Target([WHOLE[case]], lambda content, folder, case=case: check_source(case, content, folder))  # type: ignore[misc]
+        yield case, Target(lambda case=case: [WHOLE[case]], partial(check_source, case))  # type: ignore[misc]
     answers = ['{"summary": "Likes tea", "reasoning": null}', 'So: ```{"summary": "a\\u00e9", "reasoning": "b"}```']
-    yield "profile answer", Target([answer.encode() for answer in answers], check_answer)
+    yield "profile answer", Target(lambda: [answer.encode() for answer in answers], check_answer)
     for kind in prompts.FIELDS:
-        seed = (prompts.PROMPTS_FOLDER / f"{kind}.md.j2").read_bytes()
-        yield f"{kind} prompt", Target([seed], lambda content, folder, kind=kind: check_prompt(kind, content, folder))  # type: ignore[misc]
-    yield "settings", Target([path.read_bytes() for path in dataset_files("").values()], check_settings)
+        template = prompts.PROMPTS_FOLDER / f"{kind}.md.j2"
+        yield f"{kind} prompt", Target(lambda path=template: [path.read_bytes()], partial(check_prompt, kind))  # type: ignore[misc]
+    yield "settings", Target(lambda: [path.read_bytes() for path in dataset_files("").values()], check_settings)
+    yield "cache shard", Target(cache_shards, check_cache)
+    yield "kept graph", Target(kept_graphs, check_kept)
+    yield "checkpoint", Target(checkpoints, check_checkpoint)
+    yield "stored JSON", Target(lambda: STORED_JSON, check_json)
     graph = csr_array(np.eye(3, 5, dtype=np.float32))
     table = pl.DataFrame({"a": [1, None], "b": "é"})
     for name, write, read in (
@@ -74,7 +94,7 @@ def targets() -> Iterator[tuple[str, Target]]:
         ("stored array", lambda path: parquet.write_array(np.ones((3, 2), np.float32), path), parquet.read_array),
         ("stored graph", lambda path: parquet.write_graph(graph, path), parquet.read_graph),
     ):
-        yield name, Target(stored(write), lambda content, folder, read=read: check_stored(read, content, folder))  # type: ignore[misc]
+        yield name, Target(partial(stored, write), partial(check_stored, read))
 
 
 def check_source(case: str, content: bytes, folder: Path) -> None:
@@ -149,18 +169,127 @@ def stored(write: Callable[[Path], None]) -> list[bytes]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "seed.parquet"
         write(path)
-        plain = io.BytesIO()
-        pq.write_table(pq.read_table(path), plain)
-        return [path.read_bytes(), plain.getvalue()]
+        return [path.read_bytes(), unsealed(path)]
+
+
+def unsealed(path: Path) -> bytes:
+    """What a Parquet file holds, as another program writes it."""
+    plain = io.BytesIO()
+    pq.write_table(pq.read_table(path), plain)
+    return plain.getvalue()
+
+
+ANSWER = {"answer": pl.String}
+
+
+def cache_shards() -> list[bytes]:
+    """A shard of a row cache, with its seal and without."""
+    with TemporaryDirectory() as folder:
+        with RowCache(Path(folder), ANSWER) as cache:
+            cache.add("a", "é")
+            cache.add("b", None)
+        (path,) = Path(folder).glob("*.parquet")
+        return [path.read_bytes(), unsealed(path)]
+
+
+def check_cache(content: bytes, folder: Path) -> None:
+    """A shard is read or set aside, and the cache goes on keeping rows."""
+    with TemporaryDirectory(dir=folder) as place:
+        (Path(place) / "shard.parquet").write_bytes(content)
+        size(Path(place))
+        prune(Path(place), timedelta(days=1))
+        with RowCache(Path(place), ANSWER) as cache:
+            cache.rows()
+            cache.add("new", "tea")
+        compact(Path(place))
+        assert "new" in cache.rows()["key"]
+
+
+def kept_graphs() -> list[bytes]:
+    """A graph of two rows, as it is kept for the next time."""
+    rows = kept.row_hashes(np.eye(2, dtype=np.float32))
+    ids, yes = np.array([[1], [0]], np.int32), np.ones(2, bool)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.npz"
+        kept.save(kept.Kept(rows, rows, ids, np.ones((2, 1), np.float32), yes, ids, yes), path, "this code")
+        return [path.read_bytes()]
+
+
+def check_kept(content: bytes, folder: Path) -> None:
+    """A kept graph is read, or left out with a sentence that names it."""
+    path = folder / "graph.npz"
+    path.write_bytes(content)
+    said: list[str] = []
+    kept.load(path, "this code", said.append)
+    assert all(path.name in sentence for sentence in said)
+
+
+def checkpoints() -> list[bytes]:
+    """A checkpoint of a training run."""
+    import torch
+
+    with watched("model.checkpoint"):
+        from model.checkpoint import Checkpoint, save_checkpoint
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "run.safetensors"
+        save_checkpoint(path, Checkpoint({"a": torch.ones(2, 3), "b": torch.tensor(1)}, {"history": []}), "a run")
+        return [path.read_bytes()]
+
+
+def check_checkpoint(content: bytes, folder: Path) -> None:
+    """A checkpoint is read or left out, also under a checksum that fits: atheris sees what it is compared with."""
+    from model.checkpoint import load_checkpoint
+
+    path = folder / "run.safetensors"
+    path.write_bytes(content)
+    load_checkpoint(path, "a run")
+
+
+RESULT, OTHER = "item_profiles/shop", "item_profiles/other"
+STORED_JSON = [
+    json.dumps(seed).encode()
+    for seed in (
+        {"seed": 0, "test": {"recall_at_20": 0.1}, "run_id": "a"},
+        {"run_id": "a", "fingerprint": "b"},
+        {"object": f"{RESULT}/1-2-0123456789ab.parquet", "size": 4, "time": 1, "sha256": "0"},
+    )
+]
+
+
+def check_json(content: bytes, folder: Path) -> None:
+    """A trial's record, the note of an unfinished run and a bucket's manifest: read, named, or left out."""
+    with watched("assets.trials", "assets.tracking", "assets.bucket"):
+        from assets.bucket import Bucket
+        from assets.tracking import run_to_resume
+        from assets.trials import read_record
+    path = folder / "stored.json"
+    path.write_bytes(content)
+    try:
+        assert isinstance(read_record(path), dict)
+    except StoredFileError as error:
+        if path.name not in str(error):
+            raise
+    run_to_resume(path, "b")
+    bucket = Bucket("memory://store")
+    if not bucket.holds(OTHER):
+        bucket.send(path, OTHER)
+    bucket._files.pipe_file(bucket._path(f"{RESULT}.json"), content)
+    try:
+        assert not bucket.fetch(RESULT, folder / "copy")
+    except StoredFileError as error:
+        if RESULT not in str(error):
+            raise
+    assert bucket.holds(OTHER)
 
 
 def fuzz(name: str, target: Target, inputs: int, seed: int, found: Path) -> None:
     """Run one target in this process, which ends with it."""
+    logging.disable(logging.WARNING)  # what is left out is told each time
     with TemporaryDirectory() as folder:
         corpus, place = Path(folder) / "corpus", Path(folder) / "place"
         corpus.mkdir()
         place.mkdir()
-        for number, good in enumerate(target.seeds):
+        for number, good in enumerate(target.seeds()):
             (corpus / str(number)).write_bytes(good)
         options = {
             "runs": inputs,
@@ -217,7 +346,8 @@ def main() -> None:
         fuzz(arguments.only, known[arguments.only], arguments.inputs, arguments.seed, arguments.found)
     else:
         names = [arguments.only] if arguments.only else list(known)
-        good = [run(name, arguments.inputs, arguments.seed, arguments.found) for name in names]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            good = pool.map(lambda name: run(name, arguments.inputs, arguments.seed, arguments.found), names)
         sys.exit(not all(good))
 
 
