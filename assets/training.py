@@ -137,7 +137,7 @@ def _train(
     try:
         result = train(model, data, config, on_epoch=on_epoch, checkpoint=checkpoint, fingerprint=identity)
         ids = tracking.Ids(inputs["users"], inputs["items"], pairs_of(inputs["interactions"], "train"))
-        weights = {key: value.cpu().numpy() for key, value in model.state_dict().items()}
+        weights = {key: value.cpu().numpy() for key, value in model.weights().items()}
         run.finish(result, weights, ids)
     except BaseException:
         run.fail()

@@ -199,6 +199,10 @@ class Recommender(nn.Module):
     def before_epoch(self, epoch: int) -> None:
         """Prepare an epoch (counted from 1), for example draw a pruned graph."""
 
+    def weights(self) -> dict[str, Tensor]:
+        """Tensors that scores follow from, by name: of `state_dict` all but the state of an optimizer of its own."""
+        return self.state_dict()
+
     def train(self, mode: bool = True) -> Self:
         self._embeddings = None
         return super().train(mode)

@@ -197,7 +197,7 @@ class _Run:
             raise DataError(f"dataset {data.name}: {error}") from error
         self._optimizer = Adam(model.parameters(), fused=config.kernels == "fast")
         # Room for one copy: a new one made beside the last would take it twice.
-        self._best_weights = {name: value.clone() for name, value in self._model.state_dict().items()}
+        self._best_weights = {name: value.clone() for name, value in self._model.weights().items()}
         self.history: list[EpochRecord] = []
 
     @property
@@ -237,7 +237,7 @@ class _Run:
         self.history.append(record)
         self._check_progress()
         if due and self._best is record:
-            for name, value in self._model.state_dict().items():
+            for name, value in self._model.weights().items():
                 self._best_weights[name].copy_(value)
         return record
 
@@ -293,7 +293,7 @@ class _Run:
         return evaluate(self._model.scores, self._data.train, held_out, self._config.top_k, self._device)
 
     def result(self) -> TrainingResult:
-        self._model.load_state_dict(self._best_weights)
+        self._model.load_state_dict({**self._model.state_dict(), **self._best_weights})
         test = self._evaluate("test")
         with torch.no_grad():
             users, items = (part.detach().cpu().numpy().copy() for part in self._model.embed())

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from tests.ports import free_port
+
 if TYPE_CHECKING:
     from assets.refresh import Refresh
 
@@ -342,3 +344,38 @@ def shop(built_shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
         monkeypatch.setenv(name, value)
     copied.language_model.prompts.clear()
     return copied
+
+
+class S3:
+    """moto's server; what it holds outlives a stop."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self.server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self.server.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    """A server with the bucket `shelf`, and the variables by which every library finds it."""
+    s3fs = pytest.importorskip(
+        "s3fs", reason="there is no s3fs; install it with: pip install -e '.[s3]' -c constraints.txt"
+    )
+
+    made = S3()
+    made.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs tries again by itself
+        s3fs.S3FileSystem().mkdir("shelf")
+        yield made
+    made.stop()

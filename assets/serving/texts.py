@@ -63,7 +63,8 @@ class TextEncoder:
         return lambda text: normalised(encoder.encode([text]))[0]
 
     def _sentences(self) -> Callable[[str], np.ndarray]:
-        encoder = SentenceEncoder(self._settings)
+        # The pipeline fills a batch up, so that a text takes as long as eight; at most a vector's last bits differ.
+        encoder = SentenceEncoder(self._settings.model_copy(update={"batch_size": 1}))
 
         def encode(text: str) -> np.ndarray:
             ((_, vectors),) = encoder.encode([text])

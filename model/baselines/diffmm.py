@@ -108,6 +108,10 @@ class DiffMM(Recommender):
                 denoiser.descend(weights, loss, self.config.denoising_rate)
         self._generated.clear()
 
+    def weights(self) -> dict[str, Tensor]:
+        of_adam = ("_moment", "_square", ".updates")  # of a denoiser's
+        return {name: value for name, value in self.state_dict().items() if not name.endswith(of_adam)}
+
     def embed(self) -> tuple[Tensor, Tensor]:
         users, items = self._represent().split([self.user_count, self.item_count])
         return users, items

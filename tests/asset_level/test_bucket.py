@@ -30,6 +30,7 @@ from assets.results import examples
 from assets.store import local_path, stored_path
 from assets.variants import stored, varied
 from pipeline.files import StoredFileError
+from tests.conftest import S3
 from tests.damage import flip_a_bit
 from tests.ports import free_port
 from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
@@ -37,39 +38,6 @@ from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
 pytest.importorskip("s3fs", reason="there is no s3fs; install it with: pip install -e '.[s3]' -c constraints.txt")
 NAME = "users/tiny"
 GROUP = "semantic_graph"  # of the models that read it
-
-
-class S3:
-    """moto's server; what it holds outlives a stop."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-
-    def start(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        self.server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
-        self.server.start()
-
-    def stop(self) -> None:
-        self.server.stop()
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    """A server with the bucket `shelf`, and the variables by which every library finds it."""
-    import s3fs
-
-    made = S3()
-    made.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs tries again by itself
-        s3fs.S3FileSystem().mkdir("shelf")
-        yield made
-    made.stop()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from assets.versions import latest
 from model.significance import Comparison, paired
 from pipeline import parquet
 from pipeline.files import StoredFileError
+from tests import killing
 from tests.conftest import Pipeline
 
 FEW = {
@@ -61,9 +63,9 @@ def table(name: str) -> pl.DataFrame:
     return parquet.read_table(store() / name / "tiny.parquet")
 
 
-def trials() -> dict[str, dict[str, Any]]:
-    """Records of all trials, by folder."""
-    folder = store().parent / "trials" / "tiny"
+def trials(home: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Records of all trials of a home folder, by default the one in use, by the trials' own folders."""
+    folder = (home or store().parent) / "trials" / "tiny"
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/trial.json")}
 
 
@@ -333,6 +335,43 @@ def test_told_to_stop_while_trainings_are_handed_over_ends_those_that_were(repor
     with pytest.raises(KeyboardInterrupt):
         trials.run(seeds, 2, lambda *_: None)
     assert pool.given_up
+
+
+def forget(home: Path, built: Path, chance: random.Random) -> None:
+    """Delete all tables of a report, its page, and a few of the trials behind it."""
+    for path in (home / "store").rglob("*.parquet"):
+        if not (built / path.relative_to(home)).exists():
+            path.unlink()
+    shutil.rmtree(home / "reports", ignore_errors=True)
+    kept = sorted(path.parent for path in (home / "trials" / "tiny").glob("*/trial.json"))
+    for folder in chance.sample(kept, min(len(kept), 6)):
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_a_report_that_is_killed_at_random_moments_is_that_of_a_clean_one(kills, built, reported, tmp_path):
+    def versions(folder: Path) -> dict[str, str | None]:
+        with Pipeline(folder) as pipeline:
+            states = refresh(pipeline).states()
+            assert not [node.name for node, state in states.items() if state.why]
+            return {node.name: state.record and state.record.version for node, state in states.items()}
+
+    home, chance = Path(shutil.copytree(reported, tmp_path / "home")), random.Random(0)
+    settings = [word for key, value in FEW.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    words = ["report", "-d", "tiny", *(word for model in MODELS for word in ("-m", model)), *settings]
+    forget(home, built, chance)
+    began = time.monotonic()
+    killing.finish(home, *words)
+    seconds = time.monotonic() - began
+    for _ in range(kills):
+        forget(home, built, chance)
+        killing.kill_after(chance.uniform(0, 0.9 * seconds), home, *words)
+    killing.finish(home, *words)
+    assert versions(home) == versions(reported)
+    assert trials(home).keys() == trials(reported).keys()
+    assert not list(home.rglob("*.tmp"))
 
 
 def cut_off(path: Path) -> None:

@@ -1,5 +1,9 @@
 """Searches for settings: what is tried, what a stop leaves, what comes out."""
 
+import random
+import shutil
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +13,7 @@ from assets import terminal, tracking
 from assets.settings import Range, dataset, search_space, training_config
 from assets.sweep import Found, sweep, tuned, tuned_path
 from pipeline.settings import SettingsError
+from tests import killing
 
 GRID = {"layers": [1, 2], "l2": [0.0, 0.1], "training.learning_rate": [0.005, 0.02]}
 
@@ -119,6 +124,29 @@ def test_two_processes_try_what_one_tries(finished):
     assert one == two
     assert len(one) == 3
     assert all(1e-5 <= l2 <= 1e-1 for (l2,) in one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_a_sweep_that_is_killed_at_random_moments_finds_what_a_clean_one_finds(kills, built, tmp_path):
+    rates = [0.001, 0.005, 0.02, 0.1]
+    words = ["sweep", "-d", "tiny", "-m", "lightgcn", "--set", "sweep.prune=false", "--set", "sweep.parallel=2"]
+    words += ["--set", f"sweep.spaces={{lightgcn: {{training.learning_rate: {rates}}}}}"]
+    journals = "sweeps/tiny/lightgcn*"
+    home, chance = Path(shutil.copytree(built, tmp_path / "home")), random.Random(0)
+    began = time.monotonic()
+    killing.finish(home, *words)
+    seconds = time.monotonic() - began
+    (clean,) = (path.read_text() for path in home.glob(f"{journals}.yaml"))
+    for _ in range(kills):
+        for path in home.glob(journals):
+            path.unlink()
+        killing.kill_after(chance.uniform(0, 0.9 * seconds), home, *words)
+    killing.finish(home, *words)
+    (found,) = (path.read_text() for path in home.glob(f"{journals}.yaml"))
+    assert found == clean
+    assert not list(home.rglob("*.tmp"))
 
 
 def test_a_space_that_does_not_fit_is_an_error(finished):

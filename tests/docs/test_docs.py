@@ -1,7 +1,6 @@
 """The pages: the site builds, and what they quote of the command exists."""
 
 import ast
-import os
 import re
 import shlex
 import subprocess
@@ -14,11 +13,9 @@ import typer.main
 from markdown.extensions.toc import slugify
 
 from assets.cli import app
+from tests.docs.pages import FENCE, PAGES, PROJECT, README, surroundings
 
-PROJECT = Path(__file__).parents[2]
-PAGES = sorted((PROJECT / "docs").glob("*.md"))
 CODE = re.compile(r"(?<![\w/.-])(?:pipeline|model|assets|tests|docker)/[\w./-]*\w")
-FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def commands(text: str) -> Iterator[str]:
@@ -58,7 +55,7 @@ def test_site_builds_with_every_link_and_anchor(tmp_path: Path):
     assert all((tmp_path / path).is_file() for path in linked)
 
 
-@pytest.mark.parametrize("page", [PROJECT / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_commands_exist_with_their_options(page: Path):
     wrong = {command: why for command in commands(page.read_text()) if (why := refused(command))}
     assert not wrong
@@ -80,7 +77,7 @@ def misnamed(text: str) -> list[str]:
     return absent
 
 
-@pytest.mark.parametrize("page", [PROJECT / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_code_that_a_page_names_exists(page: Path):
     assert misnamed(page.read_text()) == []
 
@@ -107,7 +104,7 @@ def broken(text: str) -> list[str]:
 
 
 def test_links_of_the_readme_lead_somewhere():
-    text = (PROJECT / "README.md").read_text()
+    text = README.read_text()
     assert text.count("](docs/") > 5
     assert broken(text) == []
     assert broken("[a](docs/none.md) ![b](docs/serving.png) [c](#serve) [d](docs/operations.md#none)") == [
@@ -158,14 +155,10 @@ def test_tutorial_does_what_it_says(tmp_path: Path):
             script += [f"echo '=== step {steps}'", content]
         else:
             shown[steps] = content.splitlines()
-    elsewhere = re.compile(r"SCALE_|MLFLOW_TRACKING_URI|DAGSTER_HOME")
-    kept = {name: value for name, value in os.environ.items() if not elsewhere.match(name)}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**kept, "PATH": path, "PYTHONPATH": str(PROJECT), "COLUMNS": "200"}
     done = subprocess.run(
         ["bash", "-c", "\n".join(script)],
         cwd=tmp_path,
-        env=environment,
+        env=surroundings(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -149,6 +149,9 @@ def test_denoising_leaves_the_recommender_alone_and_the_steps_leave_the_denoiser
     torch.stack(list(model.loss(step).values())).sum().backward()
     assert all(torch.equal(after[name], value) for name, value in model.denoisers.state_dict().items())
     assert not {name for name, _ in model.named_parameters() if name.startswith("denoisers")}
+    of_adam = {name.split(".")[-1] for name in model.state_dict().keys() - model.weights().keys()}
+    names = model.denoisers["text"].names
+    assert of_adam == {"updates", *(f"{name}_{kind}" for name in names for kind in ("moment", "square"))}
 
 
 def test_generated_graphs_follow_the_weights(checkerboard: RecData) -> None:
