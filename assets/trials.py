@@ -6,6 +6,7 @@ So one that was done is never done again, whichever table asks for it, and an ed
 
 import json
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TOP = 20  # items of a user's list that are kept
+CHECKSUM = "checksum"  # of the rest of a record
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,12 @@ def trial_record(name: str, identity: str) -> dict[str, Any]:
     return read_record(_record(name, identity))
 
 
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    """Put on record what a trial found, with a checksum of it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({**record, CHECKSUM: _checksum(record)}, indent=1))
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """What a trial left on record; StoredFileError, with the file's name, where it is damaged."""
     try:
@@ -122,7 +130,14 @@ def read_record(path: Path) -> dict[str, Any]:
         raise StoredFileError(f"{path}: is no record of a trial ({error}); {REMEDY}") from None
     if not isinstance(found, dict):
         raise StoredFileError(f"{path}: is no record of a trial (a JSON {type(found).__name__}); {REMEDY}")
+    if found.pop(CHECKSUM, None) not in (None, _checksum(found)):  # None: written by an earlier release
+        raise StoredFileError(f"{path}: is no record of a trial (its checksum is wrong); {REMEDY}")
     return found
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """CRC-32 of a record, hexadecimal."""
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
 
 
 def seeds_of(
@@ -264,8 +279,7 @@ def _train(trial: Trial, threads: int | None) -> None:
         "peak_memory_gb": memory,
         "run_id": run.run_id,
     }
-    with atomic_path(_record(trial.dataset, trial.identity)) as path:
-        path.write_text(json.dumps(record, indent=1))
+    write_record(record, _record(trial.dataset, trial.identity))
     checkpoint.unlink(missing_ok=True)
 
 

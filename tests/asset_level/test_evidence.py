@@ -28,7 +28,7 @@ from assets.reporting import sections
 from assets.settings import dataset
 from assets.studies import FUSIONS, cohesion, with_category
 from assets.training import inputs_of
-from assets.trials import run, seeds_of, trial_record
+from assets.trials import read_record, run, seeds_of, trial_record, write_record
 from assets.variants import stored
 from assets.versions import latest
 from model.significance import Comparison, paired
@@ -397,6 +397,21 @@ def test_what_a_trial_left_is_made_again_where_it_is_damaged(built, tmp_path, op
         damaged[0].write_text("[]")
         run(seeds, 1, lambda done, *_: steps.append(done))
         assert steps == [1, 2, 3, 4, 2, 3, 4]
+
+
+def test_no_flipped_bit_of_a_trials_record_goes_unnoticed(tmp_path):
+    path, record = tmp_path / "trial.json", {"seed": 1, "test": {"recall_at_20": 0.25}, "label": "w/o α"}
+    write_record(record, path)
+    whole = path.read_bytes()
+    assert read_record(path) == record
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with suppress(StoredFileError):
+            found = read_record(path)
+            found.pop(next((key for key in found if key not in record), ""), None)  # the checksum's own name
+            assert found == record
 
 
 def trainers(process: int) -> list[int]:
