@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from assets.cli import main; main()"]
@@ -17,16 +18,20 @@ def start(home: Path, *words: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def kill_after(seconds: float, home: Path, *words: str) -> None:
-    """Start a command and kill it at a moment at which it cannot have ended."""
+def kill(home: Path, *words: str, when: Callable[[], bool] = lambda: True, later: float) -> None:
+    """Start a command and kill it `later` seconds after a condition has come true, which has to be before its end."""
     process = start(home, *words)
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    else:
-        raise AssertionError(f"it ended by itself: {output}")
+    while True:
+        is_time = when()
+        try:
+            output, _ = process.communicate(timeout=later if is_time else 0.05)
+        except subprocess.TimeoutExpired:
+            if is_time:
+                break
+        else:
+            raise AssertionError(f"it ended by itself: {output}")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def finish(home: Path, *words: str) -> None:

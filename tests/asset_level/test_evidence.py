@@ -337,38 +337,34 @@ def test_told_to_stop_while_trainings_are_handed_over_ends_those_that_were(repor
     assert pool.given_up
 
 
-def forget(home: Path, built: Path, chance: random.Random) -> None:
-    """Delete all tables of a report, its page, and a few of the trials behind it."""
-    for path in (home / "store").rglob("*.parquet"):
-        if not (built / path.relative_to(home)).exists():
-            path.unlink()
-    shutil.rmtree(home / "reports", ignore_errors=True)
-    kept = sorted(path.parent for path in (home / "trials" / "tiny").glob("*/trial.json"))
-    for folder in chance.sample(kept, min(len(kept), 6)):
-        shutil.rmtree(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.long)])
 def test_a_report_that_is_killed_at_random_moments_is_that_of_a_clean_one(kills, built, reported, tmp_path):
+    home, chance = Path(shutil.copytree(reported, tmp_path / "home")), random.Random(0)
+    own = {path.relative_to(built) for path in (built / "store").rglob("*.parquet")}
+
+    def tables() -> list[Path]:
+        return [path for path in (home / "store").rglob("*.parquet") if path.relative_to(home) not in own]
+
     def versions(folder: Path) -> dict[str, str | None]:
         with Pipeline(folder) as pipeline:
             states = refresh(pipeline).states()
-            assert not [node.name for node, state in states.items() if state.why]
+            assert all(state.status == "fresh" for state in states.values())
             return {node.name: state.record and state.record.version for node, state in states.items()}
 
-    home, chance = Path(shutil.copytree(reported, tmp_path / "home")), random.Random(0)
     settings = [word for key, value in FEW.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     words = ["report", "-d", "tiny", *(word for model in MODELS for word in ("-m", model)), *settings]
-    forget(home, built, chance)
-    began = time.monotonic()
-    killing.finish(home, *words)
-    seconds = time.monotonic() - began
+    whole = len(tables())
     for _ in range(kills):
-        forget(home, built, chance)
-        killing.kill_after(chance.uniform(0, 0.9 * seconds), home, *words)
+        for path in tables():
+            path.unlink()
+        for trial in chance.sample(sorted(trials(home)), 4):
+            shutil.rmtree(home / "trials" / "tiny" / trial)
+        made = chance.randrange(whole - 2)
+        killing.kill(home, *words, when=lambda made=made: len(tables()) >= made, later=chance.uniform(0, 1))
     killing.finish(home, *words)
+    assert len(tables()) == whole
     assert versions(home) == versions(reported)
     assert trials(home).keys() == trials(reported).keys()
     assert not list(home.rglob("*.tmp"))
