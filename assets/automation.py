@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from assets.nodes import GPU, Node
+from assets.observation import LOOK_SECONDS
 from assets.partitions import DATASETS
 from assets.progress import Progress
 from assets.refresh import Refresh
@@ -15,8 +16,6 @@ from assets.versions import SETTINGS, settings_content
 from pipeline import fingerprint
 from pipeline.profiles.prompts import TemplateError
 from pipeline.settings import SettingsError
-
-LOOK_SECONDS = 15
 
 
 @dg.op(out=dg.Out(dg.Nothing), description="Run what is stale of one dataset, in waves, until nothing is.", pool=GPU)

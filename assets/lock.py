@@ -8,6 +8,7 @@ from filelock import FileLock, Timeout
 
 from assets import home
 
+A_MOMENT = 0.5  # the sensor `record_edits` holds a dataset for less than that, which is not worth a word
 SAY_AGAIN_SECONDS = 60.0
 
 
@@ -20,12 +21,9 @@ def dataset_lock(dataset: str, waiting: Callable[[str], object]) -> Iterator[Non
     waiting
         Called with a line of text when another process holds the dataset, and once a minute from then on.
     """
-    path = home.home() / "locks" / f"{dataset}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A singleton counts how often this process took it: a refresh holds it, and so does every run that it starts.
-    lock = FileLock(path, is_singleton=True, thread_local=False)
+    lock = _lock(dataset)
     started = time.monotonic()
-    timeout = 0.0
+    timeout = A_MOMENT
     while True:
         try:
             lock.acquire(timeout=timeout)
@@ -40,3 +38,27 @@ def dataset_lock(dataset: str, waiting: Callable[[str], object]) -> Iterator[Non
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def dataset_lock_if_free(dataset: str) -> Iterator[bool]:
+    """Hold a dataset unless another process does; give whether it is held."""
+    lock = _lock(dataset)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        held = False
+    else:
+        held = True
+    try:
+        yield held
+    finally:
+        if held:
+            lock.release()
+
+
+def _lock(dataset: str) -> FileLock:
+    path = home.home() / "locks" / f"{dataset}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A singleton counts how often this process took it: a refresh holds it, and so does every run that it starts.
+    return FileLock(path, is_singleton=True, thread_local=False)

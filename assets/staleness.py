@@ -1,6 +1,6 @@
 """What is fresh, stale or missing, and why: every version on record against what it would be now.
 
-Dagster judges much the same way in its UI (a test holds both together). But it says neither which setting changed nor
+Dagster judges much the same way in its UI (a test holds both together). But it says neither how a setting changed nor
 that a file is gone or damaged, the versions of partitioned inputs that it records leave observations out, and its
 resolver is not public.
 """

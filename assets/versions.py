@@ -315,21 +315,6 @@ def model_content(model: str, settings: Dataset) -> dict[str, Any]:
     }
 
 
-def observe(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, content: Mapping[str, Any]) -> None:
-    """Record the version of an external asset's partition with its content, unless it is the one on record."""
-    version = fingerprint.settings_version(content)
-    record = latest(instance, key, partition)
-    if record is None or record.version != version:
-        instance.report_runless_asset_event(
-            dg.AssetObservation(
-                key,
-                partition=partition,
-                tags={DATA_VERSION: version},
-                metadata={CONTENT: dg.MetadataValue.json(dict(content))},
-            )
-        )
-
-
 def observed_content(
     instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, version: str
 ) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ import pytest
 from assets import home
 from assets.automation import refresh_job, refresh_sensor
 from assets.nodes import Node
+from assets.observation import edits_sensor, observe_settings
+from assets.settings import dataset
 from assets.store import stored_path
-from assets.versions import Records, latest
+from assets.versions import Record, Records, latest
 from pipeline import parquet
 from pipeline.row_cache import DAMAGED, IN_USE
+from tests.conftest import MODELS
 from tests.damage import cut_off, flip_a_bit
 from tests.stages import OF_A_MODEL, OF_USERS, USER_PROFILES
 
@@ -304,26 +309,67 @@ def test_the_sensor_sees_an_edit_once(shop, edited):
     assert look() == ["shop"]
 
 
-def test_dagster_judges_alike(shop, edited):
-    """What its UI shows as stale is what runs first."""
+def unsynced(pipeline) -> set[str]:
+    """Names of the shop's stages that Dagster's pages call so."""
     from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
     from dagster._core.loader import LoadingContextForTest
 
     from assets.definitions import defs
-    from assets.observation import observe_settings
-    from assets.settings import dataset
 
-    def stale() -> set[str]:
-        graph = defs.resolve_asset_graph()
-        resolver = CachingStaleStatusResolver(edited.instance, graph, LoadingContextForTest(edited.instance))
-        nodes = edited.refresh("shop").nodes
-        return {node.name for node in nodes if resolver.get_status(node.key, node.partition) == StaleStatus.STALE}
+    graph = defs.resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(pipeline.instance, graph, LoadingContextForTest(pipeline.instance))
+    nodes = pipeline.refresh("shop").nodes
+    return {node.name for node in nodes if resolver.get_status(node.key, node.partition) == StaleStatus.STALE}
 
-    assert stale() == set()
+
+def test_dagster_judges_alike(shop, edited):
+    """What its UI shows as stale is what runs first."""
+    assert unsynced(edited) == set()
     observe_settings(edited.instance, "shop", dataset("shop", {"subspace.sparsity": 3}), ["scale"])
-    assert stale() == SUBSPACE
+    assert unsynced(edited) == SUBSPACE
     ours = edited.refresh("shop", subspace__sparsity=3).states()
     assert {node.name for node, state in ours.items() if state.status == "stale"} == SUBSPACE
+
+
+def test_an_edit_shows_on_dagsters_pages_before_anything_runs(shop, edited):
+    from assets.definitions import defs
+
+    def look() -> str:
+        return str(edits_sensor(dg.build_sensor_context(instance=edited.instance)).skip_message)
+
+    def recorded() -> list[Record]:
+        keys = [key for key in defs.resolve_asset_graph().get_all_asset_keys() if key.path[0] == "settings"]
+        partitions = ("shop", *(f"shop|{model}" for model in MODELS))
+        found = [latest(edited.instance, key, partition) for key in keys for partition in partitions]
+        return [record for record in found if record is not None]
+
+    assert edits_sensor.default_status == dg.DefaultSensorStatus.RUNNING
+    assert edits_sensor in defs.sensors
+    before = recorded()
+    assert "starts no run" in look()
+    assert recorded() == before
+    shop.edit("user.md.j2", lambda text: text.replace("Rely on", "Please rely on"))
+    hold = (
+        "from assets.lock import dataset_lock; import sys\nwith dataset_lock('shop', print): print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert "a run is working on shop" in look()  # by settings of its own, it may be
+        assert unsynced(edited) == set()
+        other.communicate(b"\n")
+    assert "starts no run" in look()
+    assert unsynced(edited) == USER_PROFILES
+    (new,) = [record for record in recorded() if record not in before]
+    assert re.match("user prompt edited: 'Rely on the history.* -> 'Please rely on the history", new.shown["changes"])
+    assert edited.instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])) == 0
+    assert shop.language_model.asked() == (0, 0)
+
+    shop.edit("user.md.j2", lambda text: text.replace("{{ entry.title }}", "{{ entry.titel }}"))
+    assert "titel" in look()  # half an edit
+    shop.edit("user.md.j2", lambda text: text.replace("{{ entry.titel }}", "{{ entry.title }}"))
+    assert edited.run("shop") == {*USER_PROFILES, *OF_USERS, *trained("scale")}
+    assert unsynced(edited) == set()
 
 
 def test_records_read_at_once_are_those_read_one_by_one(shop, edited):
