@@ -9,12 +9,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.event_log.base import EventHandlerFn
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import (
+    SqliteEventLogStorage,
+    SqliteEventLogStorageWatchdog,
+)
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import QueuePool
+from watchdog.events import FileSystemEvent
+from watchdog.observers import Observer
 
 from assets.nodes import GPU
 
@@ -28,6 +34,8 @@ class _Open(NamedTuple):
 
 class EventLog(SqliteEventLogStorage):
     """Dagster's own event log; a database that was deleted or replaced meanwhile is opened anew."""
+
+    _obs: Any  # what looks at files; None before the first watch
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._open: dict[str, _Open] = {}  # the one that was used last is last
@@ -69,11 +77,31 @@ class EventLog(SqliteEventLogStorage):
             found = super().get_concurrency_keys()
         return found
 
+    def watch(self, run_id: str, cursor: str | None, callback: EventHandlerFn) -> None:
+        """Call back with every event of a run that is written from now on: a run's page shows them as they come."""
+        if not self._obs:
+            self._obs = Observer()
+            self._obs.start()
+        watchdog = _Watchdog(self, run_id, callback, cursor)
+        self._watchers[run_id][callback] = (watchdog, self._obs.schedule(watchdog, self._base_dir, recursive=True))
+
     def dispose(self) -> None:
         super().dispose()
         with self._db_lock:
             while self._open:
                 self._open.popitem()[1].engine.dispose()
+
+
+class _Watchdog(SqliteEventLogStorageWatchdog):
+    """Dagster's own looks at the database's file, which a connection that stays open may not write to for long."""
+
+    def __init__(self, event_log: EventLog, run_id: str, callback: EventHandlerFn, cursor: str | None) -> None:
+        super().__init__(event_log, run_id, callback, cursor)
+        self._patterns = [self._log_path, f"{self._log_path}-wal"]
+
+    def on_modified(self, event: FileSystemEvent) -> None:
+        """Read what is new, whichever of the two files it is in."""
+        self._process_log()
 
 
 class History(DagsterSqliteStorage):

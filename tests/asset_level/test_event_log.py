@@ -1,5 +1,6 @@
 """Dagster's history over connections that stay open: what others write is seen, what others delete is noticed."""
 
+import queue
 import shutil
 from pathlib import Path
 
@@ -82,3 +83,17 @@ def test_few_databases_stay_open(history: dg.DagsterInstance, pipeline):
     assert log.get_logs_for_run("run-0") == []
     log.dispose()
     assert open_databases(folder) == 0
+
+
+def test_a_runs_events_are_told_while_it_runs(history: dg.DagsterInstance):
+    """As a page shows them: written by another, and no database is closed meanwhile."""
+    run = history.create_run_for_job(dg.GraphDefinition("any").to_job())
+    history.report_engine_event("before", run)
+    told: queue.Queue[str] = queue.Queue()
+    with dg.DagsterInstance.get() as other:
+        found = other.get_records_for_run(run.run_id)
+        assert [record.event_log_entry.dagster_event.message for record in found.records] == ["before"]
+        other.watch_event_logs(run.run_id, found.cursor, lambda event, _: told.put(event.dagster_event.message))
+        for message in ("one", "two"):
+            history.report_engine_event(message, run)
+            assert told.get(timeout=60) == message
