@@ -172,7 +172,7 @@ def test_a_page_without_a_table_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["graphs", "training", "evaluation", "rates", "serving"])
+@pytest.mark.parametrize("script", ["graphs", "training", "evaluation", "rates", "serving", "load"])
 def test_a_script_measures_every_job(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if script == "graphs":
         pytest.importorskip("faiss")
@@ -187,6 +187,9 @@ def test_a_script_measures_every_job(script: str, tmp_path: Path, monkeypatch: p
     found = json.loads(out.read_text())
     if script == "serving":
         assert all(figure["median"] > 0 for job in found["jobs"].values() for figure in job.values())
+    elif script == "load":
+        names = {row["job"] for row in found["rows"]}
+        assert {"scale status", "scale compare", "scale refresh", "Dagster: one asset"} <= names
     else:
         assert all(job["seconds"]["median"] > 0 and job["peak_gb"] > 0 for job in found["jobs"].values())
     if script == "rates":
