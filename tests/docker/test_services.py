@@ -1,8 +1,9 @@
 """The services of docker/compose.yaml as processes of this machine.
 
-Each is started by its own command with its own environment and waited for by its own health check. What differs from
-containers: other services answer on the loopback interface, at free ports, and folders lie under a temporary one. The
-S3 server is no package, so moto's stands in for it.
+Each is started by its own command with its own environment and waited for by its own health check. Where this process
+has the right, it stands behind the walls that Docker would build (tests/docker/walls.py). Where it has not, other
+services answer on the loopback interface, at free ports, and folders lie under a temporary one. The S3 server is no
+package, so moto's stands in for it.
 """
 
 import contextlib
@@ -25,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.docker.walls import Walls, environment_of, may_be_built, user
 from tests.ports import free_port
 
 PROJECT = Path(__file__).parents[2]
@@ -33,6 +36,7 @@ DOCKER = PROJECT / "docker"
 DATASETS = PROJECT / "tests" / "datasets"
 PATIENCE = 150  # seconds, of everything that is waited for
 PORTS = {"postgres": 5432, "mlflow": 5000, "code": 4000, "webserver": 3000, "objects": 9000, "ray-head": 6379}
+OTHER = "other-ray-worker"
 PORTS |= {"agent of ray-head": 52365, "agent of ray-worker": 52366}
 LAUNCH = """
 mutation ($params: ExecutionParams!) {
@@ -60,22 +64,31 @@ def binaries() -> Path:
 
 
 class Services:
-    """The services, under one folder."""
+    """The services, under one folder: content of the volumes in `lib`, secrets, logs."""
 
     def __init__(self, services: dict[str, dict[str, Any]], folder: Path) -> None:
         self.services, self.folder = services, folder
-        self.port = {name: free_port() for name in PORTS}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.postgres = folder / "postgres"
+        self.postgres = folder / "lib" / "postgres"
         # The server refuses to work for root.
         self.demoted = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
-        for name in ("secrets", "docker", "logs", "lib/scale", "lib/dagster", "lib/mlflow", "postgres"):
-            (folder / name).mkdir(parents=True)
-        if self.demoted:
-            shutil.chown(self.postgres, **self.demoted)
+        for name in ("secrets", "docker", "logs"):
+            (folder / name).mkdir()
+        for service in services.values():
+            for volume in (mount for mount in service.get("volumes", []) if mount["type"] == "volume"):
+                place = folder / "lib" / volume["source"]
+                place.mkdir(parents=True, exist_ok=True)
+                if os.getuid() == 0:
+                    os.chown(place, *user(service["user"]))
+        self.walls: Walls | None = None
+        if may_be_built():
+            if shutil.which("ip") is None:
+                pytest.skip("there is no ip; install it with: apt-get install iproute2")
+            self.walls = Walls(services, folder, folder / "lib", folder / "secrets")
+        self.port = PORTS if self.walls else {name: free_port() for name in PORTS}
         for name in ("postgres_password", "dagster_password", "mlflow_password", "ray_token"):
             (folder / "secrets" / name).write_text(secrets.token_urlsafe() + "@:/%'\n")  # as odd as one may be
-        for name in ("dagster.yaml", "workspace.yaml"):
+        for name in () if self.walls else ("dagster.yaml", "workspace.yaml"):
             text = (DOCKER / name).read_text()
             for host, port in PORTS.items():
                 text = re.sub(rf"(host(?:name)?): {host}\b", r"\1: 127.0.0.1", text)
@@ -85,6 +98,8 @@ class Services:
 
     def here(self, text: str) -> str:
         """An argument or a variable of a container as it has to be on this machine."""
+        if self.walls:
+            return text
         for place, folder in {
             "/run/secrets": self.folder / "secrets",
             "/var/lib": self.folder / "lib",
@@ -92,36 +107,74 @@ class Services:
         }.items():
             text = text.replace(place, str(folder))
         for host, port in PORTS.items():
-            text = re.sub(rf"(//|@|--address=){host}:{port}\b", rf"\g<1>127.0.0.1:{self.port[host]}", text)
+            text = re.sub(rf"(^|//|@|--address=){host}:{port}\b", rf"\g<1>127.0.0.1:{self.port[host]}", text)
             text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.port[host]}")
             text = text.replace(f"-port={port}", f"-port={self.port[host]}")
-        return str(DATASETS) if text == "/datasets" else text.replace("--host=0.0.0.0", "--host=127.0.0.1")
+        return (
+            str(self.folder / "datasets") if text == "/datasets" else text.replace("--host=0.0.0.0", "--host=127.0.0.1")
+        )
+
+    def address(self, name: str) -> str:
+        """The host at which a service answers this process."""
+        return self.walls.address(name) if self.walls else "127.0.0.1"
 
     def environment(self, name: str) -> dict[str, str]:
+        service = self.services[name]
+        if self.walls:
+            image = {} if name == "postgres" else environment_of(service["build"]["target"])
+            programs = [Path(sys.executable).parent, "/app/docker", binaries(), "/usr/sbin:/usr/bin:/sbin:/bin"]
+            own = {"PATH": os.pathsep.join(map(str, programs)), "PYTHONPATH": "/app"}
+            return {**image, **own, **service["environment"]}
         path = [str(Path(sys.executable).parent), str(DOCKER), os.environ["PATH"]]
-        given = {key: self.here(value) for key, value in self.services[name]["environment"].items()}
+        given = {key: self.here(value) for key, value in service["environment"].items()}
         if name == "postgres":
             path.insert(0, str(binaries()))
             given |= {"PGPORT": str(self.port[name]), "PGHOST": str(self.postgres)}
+            given["PGDATA"] = str(self.postgres / "pgdata")
         python = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         return {"PATH": os.pathsep.join(path), "HOME": str(self.folder), "PYTHONPATH": python} | given
 
-    def start(self, name: str) -> None:
-        command = [self.here(word) for word in self.services[name]["command"]]
-        if name == "postgres":
-            command += ["-D", str(self.postgres / "data"), "-k", str(self.postgres), "-h", "127.0.0.1"]
-        else:
-            command.insert(0, str(DOCKER / "with-password"))  # the image's entry point
+    def start(self, name: str, command: list[str] | None = None) -> None:
+        """Start a service, by its own command if no other is given."""
+        words = [self.here(word) for word in command or self.services[name]["command"]]
+        if name != "postgres":
+            words.insert(0, self.script("with-password"))  # the image's entry point
+        elif not self.walls:
+            words += ["-k", str(self.postgres), "-h", "127.0.0.1"]
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command,
-                cwd=self.postgres if name == "postgres" else PROJECT,
+            process = self.processes[name] = subprocess.Popen(
+                self.walls.starting(name, words) if self.walls else words,
                 env=self.environment(name),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **(self.demoted if name == "postgres" else {}),
+                **self.outside(name),
             )
+        if self.walls:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            until(lambda: process.poll() is not None or bool(children.read_text()), lambda: self.log(name))
+
+    def outside(self, name: str) -> dict[str, Any]:
+        """Folder and user of a service's processes where no walls are."""
+        if self.walls:
+            return {}
+        return {"cwd": self.postgres, **self.demoted} if name == "postgres" else {"cwd": PROJECT}
+
+    def script(self, name: str) -> str:
+        """Path of one of docker/, of which the images have the same names on their search path."""
+        return name if self.walls else str(DOCKER / name)
+
+    def execute(self, name: str, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """A command beside a service, with its environment and more variables: `docker compose exec`."""
+        started = self.processes[name].pid
+        return subprocess.run(
+            self.walls.entering(name, started, command) if self.walls else command,
+            env=self.environment(name) | more,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            **self.outside(name),
+        )
 
     def healthy(self, name: str) -> bool:
         kind, *test = self.services[name]["healthcheck"]["test"]
@@ -129,9 +182,8 @@ class Services:
         if kind == "CMD-SHELL":
             command = ["sh", "-c", *command]
         if command[0] == "with-password":
-            command[0] = str(DOCKER / command[0])
-        found = subprocess.run(command, cwd=PROJECT, env=self.environment(name), capture_output=True)
-        return found.returncode == 0
+            command[0] = self.script(command[0])
+        return self.execute(name, *command).returncode == 0
 
     def wait_for(self, name: str) -> None:
         def answers() -> bool:
@@ -146,24 +198,20 @@ class Services:
 
     def make_databases(self) -> None:
         """What the postgres image does on an empty volume."""
-        environment = self.environment("postgres")
-        password = self.postgres / "password"
-        shutil.copy(self.folder / "secrets" / "postgres_password", password)
-        if self.demoted:
-            shutil.chown(password, **self.demoted)
-        command = ["initdb", "-D", str(self.postgres / "data"), "--username=postgres", f"--pwfile={password}"]
-        command += environment["POSTGRES_INITDB_ARGS"].split()
-        subprocess.run(
-            command, check=True, cwd=self.postgres, env=environment, stdout=subprocess.DEVNULL, **self.demoted
-        )
+        setup = """
+            mkdir -p "$PGDATA"
+            initdb -D "$PGDATA" --username=postgres --pwfile="$POSTGRES_PASSWORD_FILE" $POSTGRES_INITDB_ARGS
+            echo "listen_addresses = '*'" >> "$PGDATA/postgresql.conf"
+            echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
+        """
+        self.start("postgres", ["sh", "-euc", setup])
+        assert self.processes["postgres"].wait() == 0, self.log("postgres")
         self.start("postgres")
-        assert self.processes["postgres"].poll() is None
-        until(
-            lambda: subprocess.run(["pg_isready", "-q"], env=environment).returncode == 0,
-            lambda: self.log("postgres"),
-        )
+        until(lambda: self.execute("postgres", "pg_isready", "-q").returncode == 0, lambda: self.log("postgres"))
         assert not self.healthy("postgres")  # no database of MLflow's yet
-        subprocess.run([DOCKER / "databases.sh"], check=True, env=environment)
+        (script,) = (mount for mount in self.services["postgres"]["volumes"] if mount["type"] == "bind")
+        made = self.execute("postgres", script["target"] if self.walls else script["source"])
+        assert made.returncode == 0, made.stderr
 
     def make_bucket(self) -> None:
         """An S3 server with the bucket that docker/objects.sh makes."""
@@ -174,13 +222,12 @@ class Services:
         (self.folder / "secrets" / "store_credentials").write_text(
             f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
         )
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port["objects"])]
-        with (self.folder / "logs" / "objects.log").open("ab") as log:
-            self.processes["objects"] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        host = "0.0.0.0" if self.walls else "127.0.0.1"
+        self.start("objects", ["python", "-m", "moto.server", "-H", host, "-p", str(self.port["objects"])])
         self.s3 = Session().create_client(
             "s3",
             region_name="us-east-1",
-            endpoint_url=self.here("http://objects:9000"),
+            endpoint_url=f"http://{self.address('objects')}:{self.port['objects']}",
             aws_access_key_id=key,
             aws_secret_access_key=secret,
         )
@@ -200,10 +247,10 @@ class Services:
         self.make_databases()
         self.make_bucket()
         self.wait_for("postgres")
-        waiting = [name for name, service in self.services.items() if not service.get("profiles") and name in self.rest]
+        waiting = [name for name in self.services if name not in ("postgres", "objects", "vllm", OTHER)]
         healthy = {"postgres", "objects"}
         while waiting:
-            ready = [name for name in waiting if set(self.services[name]["depends_on"]) <= healthy]
+            ready = [name for name in waiting if set(self.services[name].get("depends_on", ())) <= healthy]
             assert ready, f"{waiting} wait for each other"
             for name in ready:
                 self.start(name)
@@ -212,15 +259,14 @@ class Services:
             healthy |= set(ready)
             waiting = [name for name in waiting if name not in healthy]
 
-    @property
-    def rest(self) -> set[str]:
-        return set(self.services) - {"postgres"}
-
     def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
         process = self.processes[name]
-        process.send_signal(how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError, IndexError):  # has ended by itself
+            os.kill(self.walls.process_one(process.pid) if self.walls else process.pid, how)
+        try:
             process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
     def down(self) -> None:
         for name in reversed(list(self.processes)):
@@ -228,10 +274,12 @@ class Services:
         for process in self.processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+        if self.walls:
+            self.walls.remove()
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         """GraphQL's answer of the page server."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port["webserver"], timeout=60)
+        connection = http.client.HTTPConnection(self.address("webserver"), self.port["webserver"], timeout=60)
         body = json.dumps({"query": query, "variables": variables})
         connection.request("POST", "/graphql", body, {"Content-Type": "application/json"})
         answer = json.loads(connection.getresponse().read())
@@ -269,6 +317,23 @@ class Services:
         assert self.ended(run) == "SUCCESS", self.log("code")
         return run
 
+    @contextlib.contextmanager
+    def settings(self, **changes: Any) -> Iterator[None]:
+        """Have other settings in the file of the dataset `tiny`."""
+        file = self.folder / "datasets" / "tiny.yaml"
+        before = file.read_text()
+        file.write_text(yaml.safe_dump(yaml.safe_load(before) | changes))
+        try:
+            yield
+        finally:
+            file.write_text(before)
+
+    def done_on_ray(self) -> Counter[tuple[str, str]]:
+        """Tasks of the Ray cluster so far, by function and address of the machine."""
+        asked = self.execute("code", "python", "-c", TASKS)
+        assert asked.returncode == 0, asked.stderr
+        return Counter((name, address) for name, address in json.loads(asked.stdout.splitlines()[-1]))
+
     def stored(self) -> dict[str, str]:
         """Checksum of every result, as the bucket's manifests have it."""
         listed = self.s3.list_objects_v2(Bucket="scale").get("Contents", [])
@@ -283,7 +348,7 @@ class Services:
         password = (self.folder / "secrets" / f"{role}_password").read_text().strip()
         with contextlib.closing(
             psycopg2.connect(
-                host="127.0.0.1",
+                host=self.address("postgres"),
                 port=self.port["postgres"],
                 user=role,
                 password=password,
@@ -300,22 +365,27 @@ def until(done: Callable[[], bool], otherwise: Callable[[], str]) -> None:
     while not done():
         if time.monotonic() > deadline:
             pytest.fail(otherwise())
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
 def running(compose: Callable[..., dict[str, Any]]) -> Iterator[Services]:
-    """Every service that needs no GPU, healthy, with the store in a bucket."""
-    services = compose(SCALE_STORE="s3://scale")["services"]
-    extras = {"dagster_postgres": "postgres", "dagster_webserver": "ui", "s3fs": "s3", "moto": "dev"}
+    """Every service that needs no GPU, healthy, with the store in a bucket and two workers of the Ray cluster."""
+    extras = {"dagster_postgres": "postgres", "dagster_webserver": "ui", "ray": "ray", "s3fs": "s3", "moto": "dev"}
     for module, extra in extras.items():
         if find_spec(module) is None:
             pytest.skip(f"there is no {module}; install it with: pip install -e '.[{extra}]' -c constraints.txt")
     binaries()
     # Not pytest's own folder, which others than root may not enter.
-    with tempfile.TemporaryDirectory(prefix="services-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        made = Services(services, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="services-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        datasets = shutil.copytree(DATASETS, folder / "datasets")
+        services = compose(SCALE_STORE="s3://scale", SCALE_RAY="ray-head:6379", SCALE_DATASETS=str(datasets))[
+            "services"
+        ]
+        # A second worker, as `--scale ray-worker=2` has it.
+        made = Services(services | {OTHER: services["ray-worker"]}, folder)
         try:
             made.up()
             yield made
@@ -325,7 +395,7 @@ def running(compose: Callable[..., dict[str, Any]]) -> Iterator[Services]:
 
 def mlflow_status(running: Services, host: str) -> int:
     """How MLflow answers a request that came for `host`."""
-    connection = http.client.HTTPConnection("127.0.0.1", running.port["mlflow"], timeout=30)
+    connection = http.client.HTTPConnection(running.address("mlflow"), running.port["mlflow"], timeout=30)
     connection.request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
     return connection.getresponse().status
 
@@ -349,6 +419,53 @@ def test_no_role_enters_the_database_of_another(running):
         (False,),
         (False,),
     ]
+
+
+TASKS = """
+import json, logging, ray
+ray.init(log_to_driver=False, logging_level=logging.ERROR)
+print(json.dumps([[event["name"], event["pid"]] for event in ray.timeline() if event["cat"].startswith("task::")]))
+"""
+LONG = {"epochs": 60, "patience": 60, "batch_size": 64, "checkpoint_every": 1}  # seconds, so that it has a middle
+PROBE = """
+for place; do
+    ( : > "$place/probe" ) 2>/dev/null && rm "$place/probe" && echo "$place is written"
+    printf '#!/bin/sh\n' > "$place/probe" 2>/dev/null && chmod +x "$place/probe" && "$place/probe" 2>/dev/null \
+        && echo "$place is run from"
+    rm -f "$place/probe"
+done
+grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status
+"""
+
+
+@pytest.mark.slow
+def test_each_service_works_behind_its_walls(running):
+    """What the other tests need of a service, it does as nobody, without rights, on a file system that is read-only."""
+    if running.walls is None:
+        pytest.skip("it takes the right to make namespaces")
+    for name in running.processes:
+        uid, gid = user(running.services[name]["user"])
+        mounts = running.walls.mounts(name)
+        places = [place for place, (source, _) in mounts.items() if source == "tmpfs" or Path(source).is_dir()]
+        places = [place for place in places if not place.startswith(("/proc", "/dev/"))]
+        found = running.execute(name, "sh", "-c", PROBE, "sh", "/", "/app", *places).stdout.splitlines()
+        rights = dict(line.split(":\t", 1) for line in found if ":\t" in line)
+        assert {rights["Uid"], rights["Gid"]} == {"\t".join([str(number)] * 4) for number in (uid, gid)}, name
+        assert uid != 0 != gid, name
+        assert rights["NoNewPrivs"] == "1", name
+        assert {value for key, value in rights.items() if key.startswith("Cap")} == {"0" * 16}, name
+        for process in set(running.walls.processes(name)) - {running.processes[name].pid}:
+            status = Path(f"/proc/{process}/status").read_text()
+            assert f"Uid:\t{rights['Uid']}\n" in status, name
+            assert "NoNewPrivs:\t1\n" in status, name
+        writable = {
+            mount["target"] for mount in running.services[name].get("volumes", []) if not mount.get("read_only")
+        }
+        loose = {mount.partition(":")[0] for mount in running.services[name]["tmpfs"]}
+        assert {line.removesuffix(" is written") for line in found if line.endswith("written")} == writable | loose, (
+            name
+        )
+        assert {line.removesuffix(" is run from") for line in found if line.endswith("from")} == writable, name
 
 
 @pytest.mark.slow
@@ -380,11 +497,54 @@ def test_a_run_from_the_page_goes_through_the_queue_and_a_restart_of_the_databas
     trained = {"interactions/trained_model/tiny/bpr.json", "semantic_graph/trained_model/tiny/scale.json"}
     assert {"raw_reviews/tiny.json", "semantic_graph/tiny.json"} | trained <= stored
     assert any((running.folder / "lib" / "dagster" / "logs").rglob("*.err"))
-    written = {path.name for path in (running.folder / "docker").iterdir()}
-    assert written == {"workspace.yaml"}  # nothing more, since that folder of the image is read-only
+    if running.walls is None:
+        written = {path.name for path in (running.folder / "docker").iterdir()}
+        assert written == {"workspace.yaml"}  # nothing more, since that folder of the image is read-only
 
 
 MADE = "SELECT id, asset_key FROM event_logs WHERE run_id = '{}' AND dagster_event_type = 'ASSET_MATERIALIZATION'"
+
+
+@pytest.mark.slow
+def test_a_database_that_breaks_off_during_a_training_loses_no_metric(running):
+    """MLflow's server cannot write then: the training goes on, and every epoch is in MLflow afterwards."""
+    if not running.stored():
+        running.run("data", {"dataset": "tiny"})
+    epochs = 200
+    before = {run for (run,) in running.select("mlflow", "SELECT run_uuid FROM runs")}
+
+    def logged() -> dict[str, list[int]]:
+        """Epochs of each metric of the new run."""
+        found: dict[str, list[int]] = {}
+        query = "SELECT run_uuid, key, step FROM metrics WHERE step > 0 ORDER BY step"
+        for run, key, step in running.select("mlflow", query):
+            if run not in before:
+                found.setdefault(key, []).append(step)
+        return found
+
+    def noticed() -> bool:
+        logs = (running.folder / "lib" / "dagster" / "logs").rglob("*.err")
+        return any("MLflow does not take this run's metrics" in log.read_text() for log in logs)
+
+    assert not noticed()
+    with running.settings(training=LONG | {"epochs": epochs, "patience": epochs}):
+        run = running.launch("train_on_interactions", {"dataset": "tiny", "model": "bpr"})
+        until(lambda: bool(logged()), lambda: running.log("code"))
+        running.stop("postgres", signal.SIGQUIT)
+        until(noticed, lambda: running.log("code"))
+        running.start("postgres")
+        for name in running.processes:
+            running.wait_for(name)
+        if running.ended(run) != "SUCCESS":  # Dagster's record was away, too
+            running.run("train_on_interactions", {"dataset": "tiny", "model": "bpr"})
+    found = logged()
+    assert {"loss_bpr", "epoch_seconds", "valid_recall_at_20"} <= set(found)
+    for name, steps in found.items():
+        assert steps == list(range(1, epochs + 1)), name
+    (ended,) = [
+        status for run, status in running.select("mlflow", "SELECT run_uuid, status FROM runs") if run not in before
+    ]
+    assert ended == "FINISHED"
 
 
 @pytest.mark.slow
@@ -431,35 +591,6 @@ def test_a_database_that_breaks_off_under_load_loses_no_result(running):
     assert running.stored() == before
 
 
-@pytest.fixture
-def nodes(services: dict[str, dict[str, Any]]) -> Iterator[Services]:
-    """A Ray cluster of a head and a worker."""
-    if find_spec("ray") is None:
-        pytest.skip("there is no Ray; install it with: pip install -e '.[ray]' -c constraints.txt")
-    with tempfile.TemporaryDirectory(prefix="nodes-", ignore_cleanup_errors=True) as folder:
-        made = Services(services, Path(folder))
-        try:
-            for name in ("ray-head", "ray-worker"):
-                made.start(name)
-                made.wait_for(name)
-            yield made
-        finally:
-            made.down()
-            for pid in processes_of(made.port["ray-head"]):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-
-def processes_of(port: int) -> list[int]:
-    """Processes of nodes of the Ray cluster at a port."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if re.search(rf"gcs[-_]address=\S+:{port}\b", place.read_bytes().decode(errors="replace")):
-                found.append(int(place.parent.name))
-    return found
-
-
 ON_RAY = """
 import sys
 import numpy as np
@@ -483,26 +614,66 @@ compute._compare(cluster._ray, sys.argv[1])
 
 
 @pytest.mark.slow
-def test_work_goes_to_a_cluster_by_its_address_with_its_token_and_only_of_the_same_code(nodes):
-    address = f"127.0.0.1:{nodes.port['ray-head']}"
+def test_work_goes_to_a_cluster_by_its_address_with_its_token_and_only_of_the_same_code(running):
+    address = running.environment("code")["RAY_ADDRESS"]
 
     def said(**more: str) -> str:
-        given = nodes.environment("ray-head") | {"RAY_ADDRESS": address} | more
-        command = [sys.executable, "-c", ON_RAY, address]
-        return subprocess.run(command, cwd=PROJECT, env=given, capture_output=True, text=True, timeout=PATIENCE).stderr
+        return running.execute("code", "python", "-c", ON_RAY, address, **more).stderr
 
-    command = [DOCKER / "with-ray", "sh", "-c", "echo joined"]
-    joined = subprocess.run(
-        command,
-        env=nodes.environment("code") | {"RAY_ADDRESS": address},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert joined.stdout.endswith("joined\n"), joined.stderr
-    assert subprocess.check_output(command, env=nodes.environment("code")) == b"joined\n"
+    assert running.execute("code", running.script("with-ray"), "echo", "alone", RAY_ADDRESS="").stdout == "alone\n"
     refused = said()
     assert refused.startswith("done\n"), refused
     assert "has other code of this project than this process" in refused.splitlines()[-1]
     unknown = said(RAY_AUTH_TOKEN="a" * 64)
     assert f"compute.address = {address}: the cluster there cannot be joined" in unknown, unknown
+
+
+@pytest.mark.slow
+def test_a_run_from_the_page_has_its_graphs_made_by_the_cluster_as_they_are_made_without(running):
+    if not running.stored():
+        running.run("data", {"dataset": "tiny"})
+    before = running.stored()
+    shutil.rmtree(running.folder / "lib" / "scale" / "cache" / "graphs")  # or there is nothing to do
+    earlier = running.done_on_ray()
+    with running.settings(compute="ray"):
+        running.run("data", {"dataset": "tiny"})
+    assert running.stored() == before
+    done = running.done_on_ray() - earlier
+    machines = {address for name, address in done if name == "pipeline.compute._all"}
+    assert machines == {running.address("ray-worker")}
+
+
+@pytest.mark.long
+def test_a_machine_that_is_lost_in_the_middle_of_its_training_changes_no_result(running):
+    """Two workers train a seed each, at addresses and with files of their own; one of them loses its power."""
+    if running.walls is None:
+        pytest.skip("it takes the right to make namespaces")
+    if not running.stored():
+        running.run("data", {"dataset": "tiny"})
+    seeds = {"dataset": "tiny", "model": "bpr"}
+    home = running.folder / "lib" / "scale"
+
+    def made() -> dict[str, str]:
+        return {name: content for name, content in running.stored().items() if "replicate" in name}
+
+    def unfinished() -> list[Path]:
+        return list((home / "checkpoints" / "tiny").rglob("*.safetensors"))
+
+    with running.settings(training=LONG, evidence={"seeds": 2, "parallel": 2}):
+        running.run("replicate_interactions", seeds)
+    alone = made()
+    assert len(alone) == 2
+    shutil.rmtree(home / "trials")
+    assert not unfinished()
+    running.start(OTHER)
+    running.wait_for(OTHER)
+    earlier = running.done_on_ray()
+    with running.settings(training=LONG, evidence={"seeds": 2, "parallel": 2}, compute="ray"):
+        run = running.launch("replicate_interactions", seeds)
+        until(lambda: len(unfinished()) == 2, lambda: running.log("code"))
+        running.stop(OTHER, signal.SIGKILL)
+        assert len(unfinished()) == 2  # neither was done by then
+        assert running.ended(run) == "SUCCESS", running.log("code")
+    assert made() == alone
+    machines = {address for name, address in running.done_on_ray() - earlier if name == "pipeline.compute._call"}
+    assert running.address("ray-worker") in machines
