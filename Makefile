@@ -25,7 +25,7 @@ test: $(INSTALLED) docker-check  ## lint, types, import contracts, tests
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --max-worker-restart=0 --dist=loadfile --no-loadscope-reorder --durations=15
 
-soak: $(INSTALLED)  ## kill runs at random moments of every stage, fifty times and more (ten minutes)
+soak: $(INSTALLED)  ## kill runs, reports and sweeps at random moments, a hundred times; try the long benchmarks in small (an hour)
 	$(VENV)/bin/pytest -m long
 
 docker-check: $(INSTALLED)  ## what hadolint and docker compose say of the files in docker/
