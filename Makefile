@@ -78,7 +78,11 @@ fuzz: $(INSTALLED)  ## look for raw files, answers and stored files that stop a 
 docs: $(INSTALLED)  ## the pages under docs/ as a site, in var/site
 	$(VENV)/bin/mkdocs build --strict
 
+pictures: $(INSTALLED)  ## renew the pictures of the pages in docs/, by the tests that open them (five minutes)
+	SCALE_PICTURES=$(CURDIR)/var/pictures SCALE_REQUIRE_ALL=1 $(VENV)/bin/pytest tests/browser -k 'demo or prompt'
+	set -e; for picture in docs/*.png; do cp var/pictures/$${picture#docs/} $$picture; done
+
 clean:  ## delete everything generated under var/
 	rm -rf var
 
-.PHONY: help install demo test docker-check secrets test-vllm bench bench-full measured fuzz docs clean
+.PHONY: help install demo test docker-check secrets test-vllm bench bench-full measured fuzz docs pictures clean

@@ -130,6 +130,14 @@ def missing(quoted: list[str]) -> list[str]:
     return [message for message, pattern in patterns.items() if not re.search(pattern, code)]
 
 
+def test_pictures_are_those_that_tests_take_and_small():
+    """So that `make pictures` renews every one."""
+    taken = re.findall(r'picture\(page, "([\w-]+)"', (PROJECT / "tests" / "browser" / "test_uis.py").read_text())
+    pictures = list((PROJECT / "docs").glob("*.png"))
+    assert {picture.stem for picture in pictures} <= set(taken)
+    assert all(5_000 < picture.stat().st_size < 200_000 for picture in pictures)
+
+
 def test_quoted_messages_are_those_of_the_code():
     quoted = re.findall(r"^### `(.+)`$", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(quoted) > 50
