@@ -175,8 +175,8 @@ def test_a_page_without_a_table_is_refused() -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        *("graphs", "training", "evaluation", "rates", "serving", "load"),
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("startup", "graph_refresh", "growth", "memory")),
+        *("graphs", "training", "evaluation", "rates", "serving"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("startup", "graph_refresh", "growth", "load", "memory")),
     ],
 )
 def test_a_script_measures_every_job(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ ELSEWHERE = {
     ".venv/bin/pytest -m 'not slow' tests/unit_model": ("Makefile", "bin/pytest --numprocesses"),
     ".venv/bin/ruff check . && .venv/bin/ruff format .": ("Makefile", "bin/ruff format --check ."),
     ".venv/bin/mypy && .venv/bin/lint-imports": ("Makefile", "bin/lint-imports"),
+    "make pictures": ("tests/browser/test_uis.py", "picture(page,"),
     "make secrets": ("tests/docker/test_compose.py", '"secrets"], cwd=tmp_path'),
     "docker compose --file docker/compose.yaml up --build --detach --wait": ("tests/docker/test_services.py", "health"),
     "vllm serve meta-llama/Llama-3.2-3B-Instruct --structured-outputs-config "
