@@ -171,12 +171,15 @@ def test_a_page_without_a_table_is_refused() -> None:
         plan.filled(text.replace("<!-- cost -->", ""), plan.read(DOCS))
 
 
+LONG = ("startup", "graph_refresh", "growth", "load", "memory")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [
         *("graphs", "training", "evaluation", "rates", "serving"),
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("startup", "graph_refresh", "growth", "load", "memory")),
+        *(pytest.param(script, marks=pytest.mark.long) for script in LONG),
     ],
 )
 def test_a_script_measures_every_job(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
