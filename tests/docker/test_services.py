@@ -640,7 +640,7 @@ def test_a_run_from_the_page_has_its_graphs_made_by_the_cluster_as_they_are_made
     assert running.stored() == before
     done = running.done_on_ray() - earlier
     machines = {address for name, address in done if name == "pipeline.compute._all"}
-    assert machines == {running.address("ray-worker")}
+    assert machines == {running.address("ray-worker")} if running.walls else len(machines) == 1
 
 
 @pytest.mark.long
