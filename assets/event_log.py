@@ -5,6 +5,7 @@ write-ahead log into the database: together a quarter of what a small run takes,
 """
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,12 +20,11 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import QueuePool
-from watchdog.events import FileSystemEvent
-from watchdog.observers import Observer
 
 from assets.nodes import GPU
 
 KEPT_OPEN = 4  # databases: one of all runs, and those of the runs that were used last
+LOOK_SECONDS = 0.5
 
 
 class _Open(NamedTuple):
@@ -34,8 +34,6 @@ class _Open(NamedTuple):
 
 class EventLog(SqliteEventLogStorage):
     """Dagster's own event log; a database that was deleted or replaced meanwhile is opened anew."""
-
-    _obs: Any  # what looks at files; None before the first watch
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._open: dict[str, _Open] = {}  # the one that was used last is last
@@ -79,29 +77,41 @@ class EventLog(SqliteEventLogStorage):
 
     def watch(self, run_id: str, cursor: str | None, callback: EventHandlerFn) -> None:
         """Call back with every event of a run that is written from now on: a run's page shows them as they come."""
-        if not self._obs:
-            self._obs = Observer()
-            self._obs.start()
-        watchdog = _Watchdog(self, run_id, callback, cursor)
-        self._watchers[run_id][callback] = (watchdog, self._obs.schedule(watchdog, self._base_dir, recursive=True))
+        looks = _Looks(SqliteEventLogStorageWatchdog(self, run_id, callback, cursor))
+        self._watchers[run_id][callback] = looks
+        looks.start()
+
+    def end_watch(self, run_id: str, handler: EventHandlerFn) -> None:
+        looks = self._watchers[run_id].pop(handler, None)
+        if looks is not None:
+            looks.over.set()
 
     def dispose(self) -> None:
+        for run_id, watchers in list(self._watchers.items()):
+            for handler, looks in list(watchers.items()):
+                self.end_watch(run_id, handler)
+                looks.join(timeout=15)
         super().dispose()
         with self._db_lock:
             while self._open:
                 self._open.popitem()[1].engine.dispose()
 
 
-class _Watchdog(SqliteEventLogStorageWatchdog):
-    """Dagster's own looks at the database's file, which a connection that stays open may not write to for long."""
+class _Looks(threading.Thread):
+    """Looks for new events of a run again and again.
 
-    def __init__(self, event_log: EventLog, run_id: str, callback: EventHandlerFn, cursor: str | None) -> None:
-        super().__init__(event_log, run_id, callback, cursor)
-        self._patterns = [self._log_path, f"{self._log_path}-wal"]
+    Dagster waits for the database's file to change. A connection that stays open writes to the write-ahead log, and
+    what it has written can be read only a moment after the last change of any file.
+    """
 
-    def on_modified(self, event: FileSystemEvent) -> None:
-        """Read what is new, whichever of the two files it is in."""
-        self._process_log()
+    def __init__(self, watchdog: SqliteEventLogStorageWatchdog) -> None:
+        super().__init__(daemon=True, name="looks for new events")
+        self.over = threading.Event()
+        self._watchdog = watchdog
+
+    def run(self) -> None:
+        while not self.over.wait(LOOK_SECONDS):
+            self._watchdog._process_log()
 
 
 class History(DagsterSqliteStorage):
