@@ -41,6 +41,7 @@ from model.modalities import MultimodalConfig, item_features
 
 TIME_SIZE = 10  # numbers that tell the denoiser its step
 BLOCK = 1024  # users for whom a graph is generated at a time
+PART = 256  # users of a denoiser's batch whose loss is taken at a time: a dozen arrays have all items of each
 SLOPE = 0.2  # of projected features below zero
 
 
@@ -104,8 +105,10 @@ class DiffMM(Recommender):
             order = torch.randperm(self.user_count, generator=self.generator)
             for users in order.split(self.config.denoising_batch):
                 weights = denoiser.leaves()
-                loss = self._denoising_loss(denoiser, weights, users, features, ids)
-                denoiser.descend(weights, loss, self.config.denoising_rate)
+                for part in users.split(PART):
+                    loss = self._denoising_loss(denoiser, weights, part, features, ids)
+                    (loss * (len(part) / len(users))).backward()
+                denoiser.descend(weights, self.config.denoising_rate)
         self._generated.clear()
 
     def weights(self) -> dict[str, Tensor]:
@@ -316,12 +319,13 @@ class Denoiser(nn.Module):
         """The weights, to be differentiated."""
         return {name: self.get_buffer(name).detach().requires_grad_() for name in self.names}
 
-    def descend(self, weights: dict[str, Tensor], loss: Tensor, rate: float) -> None:
-        """One step of Adam (0.9, 0.999) from `leaves` along the gradient of their loss."""
+    def descend(self, weights: dict[str, Tensor], rate: float) -> None:
+        """One step of Adam (0.9, 0.999) from `leaves` that hold their gradients."""
         self.updates += 1
         taken = int(self.updates)
-        gradients = torch.autograd.grad(loss, list(weights.values()))
-        for name, gradient in zip(weights, gradients, strict=True):
+        for name, weight in weights.items():
+            gradient = weight.grad
+            assert gradient is not None
             moment = self.get_buffer(f"{name}_moment").lerp_(gradient, 0.1)
             square = self.get_buffer(f"{name}_square").mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             length = (square / (1 - 0.999**taken)).sqrt_().add_(1e-8)

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from scipy.sparse import csr_array
 
 from model.base import Batch, RecData
+from model.baselines import diffmm
 from model.baselines.diffmm import Denoiser, DiffMM, DiffMMConfig, Schedule, with_self_loops
 from model.sampling import TripletSampler
 
@@ -111,12 +113,32 @@ def test_denoisers_take_steps_of_adam() -> None:
 
     for number in range(4):
         weights = denoiser.leaves()
-        denoiser.descend(weights, loss(weights, number), 0.02)
+        loss(weights, number).backward()
+        denoiser.descend(weights, 0.02)
         optimizer.zero_grad()
         loss(other, number).backward()
         optimizer.step()
     for name, expected in other.items():
         torch.testing.assert_close(denoiser.get_buffer(name), expected.detach())
+
+
+def test_a_step_of_a_denoiser_is_the_same_in_parts(checkerboard: RecData, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for part in (3, 1000):
+        monkeypatch.setattr(diffmm, "PART", part)
+        model = build(checkerboard, denoising_batch=8)
+        draw = model._corrupted
+
+        def corrupted(users: torch.Tensor, draw: Any = draw) -> tuple[torch.Tensor, ...]:
+            """The rows themselves, and steps that follow from the user."""
+            return draw(users)[0], 0.9 * draw(users)[0], users % 5
+
+        monkeypatch.setattr(model, "_corrupted", corrupted)
+        monkeypatch.setattr(torch, "randperm", lambda count, **_: torch.arange(count))
+        model.before_epoch(1)
+        found.append([model._denoiser("text").get_buffer(name).clone() for name in model._denoiser("text").names])
+    for one, whole in zip(*found, strict=True):
+        torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_denoising_loss_by_brute_force(checkerboard: RecData) -> None:
