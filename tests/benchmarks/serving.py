@@ -181,7 +181,8 @@ def measure(
     port, found = free_port(), dict[str, list[Figures]]()
     command = [sys.executable, __file__, "--job", json.dumps([port, encoder]), "--folder", str(folder)]
     process = subprocess.Popen([*command, *(["--quick"] if arguments.quick else [])])
-    seconds, rate = 1 if arguments.quick else SECONDS, ENCODED_RATE if encoder else RATE
+    rate, quick_seconds = (ENCODED_RATE, 5) if encoder else (RATE, 1)
+    seconds = quick_seconds if arguments.quick else SECONDS
     jobs = requests(size, encoder)
     try:
         wait(process, port)
