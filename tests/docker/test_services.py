@@ -183,6 +183,8 @@ class Services:
             command = ["sh", "-c", *command]
         if command[0] == "with-password":
             command[0] = self.script(command[0])
+        if self.processes[name].poll() is not None:
+            return False  # there is nothing beside which the check could run
         return self.execute(name, *command).returncode == 0
 
     def wait_for(self, name: str) -> None:
