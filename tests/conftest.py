@@ -124,13 +124,14 @@ class Pipeline:
             shutil.copytree(empty_home(), self.folder, dirs_exist_ok=True)
         self._before = os.environ.get("SCALE_HOME")
         os.environ["SCALE_HOME"] = str(self.folder)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves there what was connected last
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
         home.dagster_home()
         self.instance = dg.DagsterInstance.get()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.instance.dispose()
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow leaves there what was connected last
         os.environ.pop("SCALE_HOME")
         if self._before is not None:
             os.environ["SCALE_HOME"] = self._before
