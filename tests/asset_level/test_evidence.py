@@ -36,6 +36,7 @@ from pipeline import parquet
 from pipeline.files import StoredFileError
 from tests import killing
 from tests.conftest import Pipeline
+from tests.damage import cut_off
 
 FEW = {
     "evidence.seeds": 2,
@@ -368,10 +369,6 @@ def test_a_report_that_is_killed_at_random_moments_is_that_of_a_clean_one(kills,
     assert versions(home) == versions(reported)
     assert trials(home).keys() == trials(reported).keys()
     assert not list(home.rglob("*.tmp"))
-
-
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-30])
 
 
 def test_what_a_trial_left_is_made_again_where_it_is_damaged(built, tmp_path, open_pipeline, caplog):
