@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "from assets.cli import main; main()"]
+MAIN = "from assets.cli import main; main()"
 
 
-def start(home: Path, *words: str) -> "subprocess.Popen[str]":
+def start(home: Path, *words: str, script: str = MAIN) -> "subprocess.Popen[str]":
     """Start a command in a home folder; what it says can be read."""
     return subprocess.Popen(
-        [*COMMAND, *words], env=os.environ | {"SCALE_HOME": str(home)}, stdout=subprocess.PIPE,
+        [sys.executable, "-c", script, *words], env=os.environ | {"SCALE_HOME": str(home)}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/serving.py [--quick] [--rounds 3] [--out docs/benchmarks/serving.json]
 
-Every request is for another user or other items. At 200 a second 64 connections pause for exponential times, so that
-requests come as those of people who do not know of one another; the latency is wrk's, from the first byte sent to the
-last one read. The service is one process, as `scale serve` starts it; wrk has its share of the same cores. A text by a
-sentence encoder, of which an encoder's pass takes nearly all the time, comes ten times less often.
+Every request is for another user or other items. At 200 a second 64 connections pause for exponential times, a third of
+a second on average, so that requests come as those of people who do not know of one another; the latency is wrk's, from
+the first byte sent to the last one read. The service is one process, as `scale serve` starts it; wrk has its share of
+the same cores. A text by a sentence encoder, of which an encoder's pass takes nearly all the time, comes ten times less
+often.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from tests.benchmarks.made import Shape
 from tests.ports import free_port
 
 DIMENSIONS, LSA = 64, 128
-RATE, CONNECTIONS = 200, 64  # a second
-ENCODED_RATE = 20  # a second
+RATE, ENCODED_RATE = 200, 20  # a second
+PAUSE = 0.32  # seconds between a connection's requests, on average
 BUSY = 8  # connections that never pause
 GOAL_MS = 20.0
 SECONDS = 10
@@ -145,9 +146,8 @@ def load(folder: Path, port: int, lines: list[str], rate: int | None, seconds: i
         A request failed.
     """
     (folder / "lines").write_text("\n".join(lines) + "\n")
-    pause = 1000 * CONNECTIONS / rate if rate else 0
+    pause, connections = (1000 * PAUSE, round(rate * PAUSE)) if rate else (0, BUSY)
     (folder / "load.lua").write_text(LUA % {"lines": folder / "lines", "seed": seed, "pause": pause})
-    connections = CONNECTIONS if rate else BUSY
     command = [
         "wrk",
         "-t1",

@@ -13,7 +13,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-RUN = "from assets.cli import main; main()"
+from tests import killing
+
+RUN = ["run", "-d", "tiny", "-m", "scale"]
 
 # Kills itself so many seconds after a step has begun, at the latest before it can say that it ended.
 KILLED = """
@@ -52,17 +54,6 @@ with dg.DagsterInstance.get() as instance:
     assert instance.get_runs_count() == 0
 print(tracking.connect("tiny"))
 """
-
-
-def start(folder: Path, script: str = RUN, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments, "run", "-d", "tiny", "-m", "scale"],
-        env=os.environ | {"SCALE_HOME": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 @pytest.mark.slow
@@ -120,7 +111,8 @@ def test_killed_at_random_moments_of_every_stage_then_finished(
         for turn in range(-(-kills // len(every))):
             for key in step.made:  # it may have come to its end, but for its last word
                 stored(tmp_path, key, step.partition).unlink(missing_ok=True)
-            process = start(tmp_path, KILLED, step.key, str(rng.uniform(0, step.seconds)))
+            delay = str(rng.uniform(0, step.seconds))
+            process = killing.start(tmp_path, step.key, delay, *RUN, script=KILLED)
             output, _ = process.communicate(timeout=300)
             assert process.returncode == -signal.SIGKILL, f"{step.key} was not killed ({turn}): {output}"
     finish(tmp_path, finished, open_pipeline)
@@ -132,9 +124,7 @@ def stored(home: Path, key: dg.AssetKey, partition: str) -> Path:
 
 def finish(folder: Path, finished: Any, open_pipeline: Callable) -> None:
     """Let a run come to its end; what is there then is what a clean one makes, and nothing else."""
-    process = start(folder)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    killing.finish(folder, *RUN)
     expected = finished.versions(["scale"])
     with open_pipeline(folder) as resumed:
         assert resumed.versions(["scale"]) == expected
