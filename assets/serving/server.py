@@ -1,6 +1,7 @@
 """`scale serve`: take a port, load what the pipeline has stored, answer until Ctrl-C."""
 
 import contextlib
+import gc
 import ipaddress
 import os
 import socket
@@ -58,9 +59,15 @@ def serve(dataset: str, models: Sequence[str] | None, host: str, port: int, toke
         )
         if not is_local and token is None:
             terminal.note("Anyone who reaches this address reads all users' histories. Give a token with --token-file.")
-        server = uvicorn.Server(bounded(app))
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its last answer
-            server.run(sockets=[bound])
+            answer(app, bound)
+
+
+def answer(app: FastAPI, bound: socket.socket) -> None:
+    """Answer at a socket until a signal comes."""
+    gc.collect()
+    gc.freeze()  # what is loaded stays: a search for garbage in all of it would hold up every request
+    uvicorn.Server(bounded(app)).run(sockets=[bound])
 
 
 def bounded(app: FastAPI) -> uvicorn.Config:

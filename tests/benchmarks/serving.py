@@ -90,13 +90,12 @@ def serve(folder: Path, size: Shape, port: int, encoder: str | None) -> None:
 
     With a sentence encoder all items' text vectors but the first are random, too: what one costs does not hang on them.
     """
-    import uvicorn
     from scipy.sparse import csr_array
 
     from assets.serving.app import make_app
     from assets.serving.catalogue import Catalogue, Ids, TrainedModel
     from assets.serving.endpoints import Service
-    from assets.serving.server import bounded
+    from assets.serving.server import answer
     from assets.serving.texts import TextEncoder
     from pipeline.embeddings import normalised
     from pipeline.embeddings.lsa import LatentSemanticEncoder
@@ -134,7 +133,7 @@ def serve(folder: Path, size: Shape, port: int, encoder: str | None) -> None:
     encode("word1")  # the encoder is made when the first text comes
     app = make_app(Service(catalogue, {"scale": model}, encode))
     with closing(socket.create_server((HOST, port), backlog=2048)) as bound:
-        uvicorn.Server(bounded(app)).run(sockets=[bound])
+        answer(app, bound)
 
 
 def load(folder: Path, port: int, lines: list[str], rate: int | None, seconds: int, seed: int) -> Figures:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import tomllib
-from importlib.metadata import entry_points, version
+from importlib.metadata import distribution, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -200,6 +200,26 @@ def test_the_versions_of_an_image_are_pinned_and_allowed(image):
     pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (PROJECT / constraints).read_text(), re.MULTILINE))
     for requirement in map(Requirement, wanted):
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_cpu_image_s_packages_are_small():
+    """Torch left out: its wheel for CPUs, which the image takes, is 0.7 GB, and this machine may have another one."""
+    stage = (DOCKER / "Dockerfile").read_text().partition(" AS cpu-packages\n")[2].partition("\nFROM")[0]
+    extras = re.findall(r"--extra (\w+)", stage)
+    seen, waiting = set(), [("scale-recommender", frozenset(extras))]
+    while waiting:
+        package = name, extras = waiting.pop()
+        if package in seen or name == "torch":
+            continue
+        seen.add(package)
+        for requirement in map(Requirement, distribution(name).requires or ()):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    names = {name for name, _ in seen}
+    assert {"dagster", "mlflow", "polars", "ray"} <= names
+    files = [file for name in names for file in distribution(name).files or () if file.suffix != ".pyc"]
+    assert 0.5e9 < sum(file.size or 0 for file in files) < 2e9
 
 
 def test_workspace_names_the_service_of_the_code(services):
