@@ -354,6 +354,9 @@ def test_a_report_that_is_killed_at_random_moments_is_that_of_a_clean_one(kills,
             assert all(state.status == "fresh" for state in states.values())
             return {node.name: state.record and state.record.version for node, state in states.items()}
 
+    def page(folder: Path) -> str:
+        return (folder / "reports/tiny/report.md").read_text().partition("\n## Cost\n")[0]
+
     settings = [word for key, value in FEW.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     words = ["report", "-d", "tiny", *(word for model in MODELS for word in ("-m", model)), *settings]
     whole = len(tables())
@@ -366,7 +369,9 @@ def test_a_report_that_is_killed_at_random_moments_is_that_of_a_clean_one(kills,
         killing.kill(home, *words, when=lambda made=made: len(tables()) >= made, later=chance.uniform(0, 1))
     killing.finish(home, *words)
     assert len(tables()) == whole
-    assert versions(home) == versions(reported)
+    other = versions(home).items() ^ versions(reported).items()
+    assert {name for name, _ in other} <= {"report"}  # it tells what trials took, and some were trained again
+    assert page(home) == page(reported)
     assert trials(home).keys() == trials(reported).keys()
     assert not list(home.rglob("*.tmp"))
 

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +134,18 @@ def test_a_sweep_that_is_killed_at_random_moments_finds_what_a_clean_one_finds(k
     words += ["--set", f"sweep.spaces={{lightgcn: {{training.learning_rate: {rates}}}}}"]
     journals = "sweeps/tiny/lightgcn*"
     home, chance = Path(shutil.copytree(built, tmp_path / "home")), random.Random(0)
-    began = time.monotonic()
+
+    def lines() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in home.glob(f"{journals}.log"))
+
     killing.finish(home, *words)
-    seconds = time.monotonic() - began
     (clean,) = (path.read_text() for path in home.glob(f"{journals}.yaml"))
+    whole = lines()
     for _ in range(kills):
         for path in home.glob(journals):
             path.unlink()
-        killing.kill(home, *words, later=chance.uniform(0, 0.9 * seconds))
+        written = chance.randrange(whole)
+        killing.kill(home, *words, when=lambda written=written: lines() >= written, later=chance.uniform(0, 0.1))
     killing.finish(home, *words)
     (found,) = (path.read_text() for path in home.glob(f"{journals}.yaml"))
     assert found == clean
