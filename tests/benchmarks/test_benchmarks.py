@@ -175,12 +175,11 @@ LONG = ("startup", "graph_refresh", "growth", "load", "memory")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "script",
     [
         *("graphs", "training", "evaluation", "rates", "serving"),
-        *(pytest.param(script, marks=pytest.mark.long) for script in LONG),
+        *(pytest.param(script, marks=[pytest.mark.long, pytest.mark.timeout(1800)]) for script in LONG),
     ],
 )
 def test_a_script_measures_every_job(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +192,7 @@ def test_a_script_measures_every_job(script: str, tmp_path: Path, monkeypatch: p
     out = tmp_path / "out.json"
     command = [sys.executable, str(FOLDER / f"{script}.py"), "--quick", "--out", str(out)]
     command += [] if script == "growth" else ["--rounds", "1"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=1500 if script in LONG else 500)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(out.read_text())
     if script == "serving":
